@@ -1,0 +1,41 @@
+# Two commands on a fresh machine with Python >= 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+
+# A stamp is touched only once pip has finished, so an install that was cut off is done again.
+.venv/.resode: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(0 if sys.version_info >= (3, 11) else "resode needs Python >= 3.11, and $(PYTHON) is " + v + "; name another: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing resode and its dependencies into .venv (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/.resode-test: .venv/.resode
+	@echo "Installing the test tools into .venv ..."
+	@$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+.PHONY: demo test figures bench lint clean help
+demo: .venv/.resode  ## train three nets on digits, analyse them, write a report (about 3 minutes)
+	@$(BIN)/resode demo
+
+test: .venv/.resode-test  ## run the whole test suite
+	@$(BIN)/python -m pytest
+
+figures: .venv/.resode  ## draw every figure of paper_figs/ from results/ into paper_figs/out/
+	@$(BIN)/python -m paper_figs
+
+bench: .venv/.resode  ## time our ODE block against torchdiffeq on this machine
+	@$(BIN)/python -m experiments.bench_ode cpu
+
+lint: .venv/.resode-test  ## ruff and import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+clean:  ## remove .venv, runs/ and caches; results/ stay
+	rm -rf .venv runs paper_figs/out build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,40 @@
+"""A residual branch, and the two ways to run it: as a residual block, or as the vector field of an ODE block."""
+
+from resode.blocks.branch import KINDS, POST_ACTIVATION, TIMES, Branch
+from resode.blocks.foreign import convert, refuse_foreign
+from resode.blocks.gradients import GRADIENTS
+from resode.blocks.ode import SOLVERS, ODEBlock, check_solver, solver_settings
+from resode.blocks.residual import (
+    SCALES,
+    SHORTCUTS,
+    PadShortcut,
+    ProjectionShortcut,
+    ResidualBlock,
+    make_scale,
+    make_shortcut,
+)
+from resode.blocks.solvers import TABLEAUX, SolveStats, Tableau
+
+__all__ = [
+    "GRADIENTS",
+    "KINDS",
+    "POST_ACTIVATION",
+    "SCALES",
+    "SHORTCUTS",
+    "SOLVERS",
+    "TABLEAUX",
+    "TIMES",
+    "Branch",
+    "ODEBlock",
+    "PadShortcut",
+    "ProjectionShortcut",
+    "ResidualBlock",
+    "SolveStats",
+    "Tableau",
+    "check_solver",
+    "convert",
+    "make_scale",
+    "make_shortcut",
+    "refuse_foreign",
+    "solver_settings",
+]

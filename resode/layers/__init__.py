@@ -1,0 +1,41 @@
+"""The parts of a branch: normalizations, dropouts, convolutions, and the context of a solve."""
+
+from resode.layers.context import SolveContext, current, evaluate, interval_time
+from resode.layers.conv import Conv2d, Linear, standardize_weight, time_map
+from resode.layers.dropout import DROPOUTS, Dropout, cutout_mask, dropout
+from resode.layers.modulation import FiLM, LayerScale
+from resode.layers.norm import (
+    NORMS,
+    BatchNorm,
+    InstanceNorm,
+    LayerNorm,
+    PixelNorm,
+    layer_norm,
+    make_norm,
+    pixel_norm,
+)
+
+__all__ = [
+    "DROPOUTS",
+    "NORMS",
+    "BatchNorm",
+    "Conv2d",
+    "Dropout",
+    "FiLM",
+    "InstanceNorm",
+    "LayerNorm",
+    "LayerScale",
+    "Linear",
+    "PixelNorm",
+    "SolveContext",
+    "current",
+    "cutout_mask",
+    "dropout",
+    "evaluate",
+    "interval_time",
+    "layer_norm",
+    "make_norm",
+    "pixel_norm",
+    "standardize_weight",
+    "time_map",
+]

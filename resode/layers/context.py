@@ -1,0 +1,205 @@
+"""The context of a solve: everything that must stay fixed while a branch is evaluated many times.
+
+A solver is right only if the branch it integrates is a function of (t, h) and of nothing else. Dropout masks,
+tensors derived from the weights (standardized weights, the maps t·K of a time channel), the training flags and the
+batch statistics gathered on the way therefore belong to one :class:`SolveContext`, made when a solve begins and held
+by whoever may evaluate the branch again (an adjoint's backward pass, for one). Nothing of it is kept on a module, so
+two forwards followed by two backwards, one block used twice in a net, and a deep copy between them are all right.
+
+Layers find the context of the evaluation they are part of by :func:`current`; outside a solve it is ``None``.
+"""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Field = Callable[[float | Tensor, Tensor], Tensor]
+"""A vector field ``f(t, h)``, with the shape of ``h``."""
+
+_current: ContextVar["SolveContext | None"] = ContextVar("resode_solve_context", default=None)
+
+
+def current() -> "SolveContext | None":
+    """The context of the solve whose branch is being evaluated now, or None outside a solve."""
+    return _current.get()
+
+
+class Absorbs(Protocol):
+    """A layer that takes the batch moments of a whole solve at its end (our batch norm)."""
+
+    def absorb(self, times: list[float], means: list[Tensor], variances: list[Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and unbiased variance of one batch, met by ``layer`` in an evaluation at time ``t``."""
+
+    layer: Absorbs
+    t: float
+    mean: Tensor
+    variance: Tensor
+
+
+class SolveContext:
+    """What one solve from ``t0`` to ``t1`` holds fixed.
+
+    Args:
+        t0, t1: ends of the interval of integration.
+        mask_intervals: random masks are drawn once for each of this many equal intervals of [t0, t1]; 1 is once
+            per solve.
+        detached: derived tensors are handed to the branch as leaves, whose gradients a custom backward pass
+            collects and sends on to the parameters with :meth:`derived_gradients`. Otherwise (backpropagation)
+            they are part of the ordinary graph.
+        single: the branch will be evaluated once, so that a layer may update its statistics as it goes.
+    """
+
+    def __init__(
+        self,
+        t0: float = 0.0,
+        t1: float = 1.0,
+        *,
+        mask_intervals: int = 1,
+        detached: bool = False,
+        single: bool = False,
+    ) -> None:
+        self.t0, self.t1 = t0, t1
+        self.mask_intervals = mask_intervals
+        self.detached = detached
+        self.single = single
+        self.recording = True
+        self.t: float | Tensor = t0
+        self._step: tuple[float, float] | None = None
+        self._uses: dict[nn.Module, int] = {}
+        self._masks: dict[tuple[nn.Module, int, int], Tensor] = {}
+        self._derived: dict[tuple[nn.Module, object], tuple[Tensor, Tensor]] = {}
+        self._training: dict[nn.Module, bool] = {}
+        self._trial: list[Moments] = []
+        self._accepted: list[Moments] = []
+
+    # --- evaluating the branch -----------------------------------------------------------------------------------
+
+    def evaluate(self, branch: Field, t: float | Tensor, h: Tensor) -> Tensor:
+        """``branch(t, h)``, with this context in force."""
+        self.t = t
+        self._uses.clear()
+        token = _current.set(self)
+        try:
+            return branch(t, h)
+        finally:
+            _current.reset(token)
+
+    def begin_step(self, start: float, end: float) -> None:
+        """Say that the evaluations to come are stages of the step from ``start`` to ``end``."""
+        self._step = (start, end)
+        self._trial.clear()
+
+    def interval_time(self, t: float | Tensor) -> float:
+        """A time strictly inside the step being made: its middle (``t`` itself outside a step).
+
+        Weights and masks that are constant on pieces are chosen by this time, so that every stage of a step uses
+        the step's own piece: the left limit at its end. Otherwise the order of a solver falls to 1.
+        """
+        return float(t) if self._step is None else 0.5 * (self._step[0] + self._step[1])
+
+    def is_training(self, module: nn.Module) -> bool:
+        """``module.training`` as it was when this solve first met the module."""
+        return self._training.setdefault(module, module.training)
+
+    # --- randomness ----------------------------------------------------------------------------------------------
+
+    def mask(self, module: nn.Module, draw: Callable[[], Tensor]) -> Tensor:
+        """The mask of ``module`` in the present mask interval; ``draw()`` makes it the first time.
+
+        A module used several times within one evaluation has a mask for each use.
+        """
+        use = self._uses.get(module, 0)
+        self._uses[module] = use + 1
+        key = (module, use, self.mask_interval)
+        if key not in self._masks:
+            self._masks[key] = draw()
+        return self._masks[key]
+
+    @property
+    def mask_interval(self) -> int:
+        """Index of the mask interval in which the present step lies."""
+        if self.mask_intervals == 1:
+            return 0
+        share = (self.interval_time(self.t) - self.t0) / (self.t1 - self.t0)
+        return min(max(int(share * self.mask_intervals), 0), self.mask_intervals - 1)
+
+    # --- tensors derived from parameters -------------------------------------------------------------------------
+
+    def derive(self, module: nn.Module, name: object, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor that depends on the parameters of ``module`` alone, computed once in this solve."""
+        key = (module, name)
+        if key not in self._derived:
+            if self.detached:
+                with torch.enable_grad():
+                    value = make()
+                self._derived[key] = (value, value.detach().requires_grad_(value.requires_grad))
+            else:
+                value = make()
+                self._derived[key] = (value, value)
+        return self._derived[key][1]
+
+    def derived_leaves(self) -> list[Tensor]:
+        """The leaves (see ``detached``) that need a gradient."""
+        return [leaf for _, leaf in self._derived.values() if leaf.requires_grad]
+
+    def derived_gradients(self, parameters: list[Tensor], cotangents: list[Tensor]) -> list[Tensor | None]:
+        """Send the ``cotangents`` of :meth:`derived_leaves` on to the ``parameters``."""
+        values = [value for value, leaf in self._derived.values() if leaf.requires_grad]
+        if not values:
+            return [None] * len(parameters)
+        # The small graph from parameters to derived tensors is kept: the pieces of one trajectory share it.
+        return list(torch.autograd.grad(values, parameters, cotangents, allow_unused=True, retain_graph=True))
+
+    # --- batch statistics ----------------------------------------------------------------------------------------
+
+    def record(self, moments: Moments) -> None:
+        """Note the moments of a batch; they count once the step they belong to is accepted."""
+        if self.recording:
+            self._trial.append(moments)
+
+    def accept_step(self) -> None:
+        """The step's end was accepted: what its stages recorded will count."""
+        self._accepted += self._trial
+        self._trial.clear()
+
+    def commit(self) -> None:
+        """End the forward solve: every layer absorbs, once, the moments of the accepted steps."""
+        by_layer: dict[Absorbs, list[Moments]] = {}
+        for moments in self._accepted:
+            by_layer.setdefault(moments.layer, []).append(moments)
+        for layer, met in by_layer.items():
+            layer.absorb([m.t for m in met], [m.mean for m in met], [m.variance for m in met])
+        self._accepted.clear()
+        self.recording = False
+
+
+def evaluate(branch: Field, t: float | Tensor, h: Tensor) -> Tensor:
+    """``branch(t, h)`` once, outside any solver: masks are drawn for this call, statistics updated by it.
+
+    Inside a solve the branch is part of that solve, and its context stays in force.
+    """
+    if current() is not None:
+        return branch(t, h)
+    context = SolveContext(single=True)
+    out = context.evaluate(branch, t, h)
+    context.accept_step()
+    context.commit()
+    return out
+
+
+def interval_time(t: float | Tensor) -> float:
+    """For a branch with weights that are constant on pieces: the time by which to choose the piece.
+
+    Such a branch lists the ends of its pieces in an attribute ``breakpoints`` (times in (t0, t1)). See
+    :meth:`SolveContext.interval_time`.
+    """
+    context = current()
+    return float(t) if context is None else context.interval_time(t)

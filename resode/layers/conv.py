@@ -1,0 +1,172 @@
+"""Convolution and linear layers with what a branch may need: time, standardized weights, DropConnect.
+
+**Time.** A layer that sees t as one more input channel computes conv([t·1, h]) = conv(h) + t·K with
+K = conv(1; W_t), the convolution of a constant image of ones (borders included, where the padding shows). K depends
+on the weights and the image size alone, so it is computed once in a solve and nothing is ever concatenated.
+
+**Standardized weights** (Qiao et al. 2019, arXiv 1903.10520, in the scaling of Brock et al. 2021, arXiv 2101.08692,
+eq. 1): Ŵ = (W − μ)/√(N σ² + ε) over the N = fan-in weights of each output channel, so that a white input of
+variance 1 gives an output of variance 1. A norm that follows removes the factor 1/√N.
+
+**DropConnect** (Wan et al. 2013): the weights are multiplied by a mask, drawn once a batch outside a solve, and once a
+solve (or mask interval) inside one.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resode.errors import probability
+from resode.layers.context import current
+from resode.layers.dropout import unit_mask
+
+
+def standardize_weight(weight: Tensor, eps: float = 1e-8) -> Tensor:
+    """Ŵ = (W − μ)/√(N σ² + ε) over all axes but the first, for ``weight`` of shape (out, …)."""
+    fan_in = weight[0].numel()
+    variance, mean = torch.var_mean(weight, dim=tuple(range(1, weight.ndim)), keepdim=True, correction=0)
+    return (weight - mean) * torch.rsqrt(variance * fan_in + eps)
+
+
+def time_map(
+    weight: Tensor, size: tuple[int, int], stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """K = conv(1; W_t): what a time channel of t = 1 adds to a convolution's output.
+
+    Args:
+        weight: W_t, of shape (out, 1, k, k).
+        size: (H, W) of the input.
+
+    Returns:
+        K of shape (1, out, H', W').
+    """
+    ones = torch.ones(1, 1, *size, dtype=weight.dtype, device=weight.device)
+    return F.conv2d(ones, weight, stride=stride, padding=padding)
+
+
+def add_time(out: Tensor, t: float | Tensor, K: Tensor) -> Tensor:
+    """out + t·K, without an intermediate tensor."""
+    if isinstance(t, Tensor):
+        return torch.addcmul(out, K.to(out.dtype), t.to(out.dtype))
+    return torch.add(out, K.to(out.dtype), alpha=t)
+
+
+class _Weights(nn.Module):
+    """The weights a layer uses: those it holds, standardized or dropped as its options say."""
+
+    weight: nn.Parameter
+    standardized: bool = False
+    dropconnect: float = 0.0
+    inverted: bool = True
+
+    def _once(self, name: object, make: Callable[[], Tensor]) -> Tensor:
+        context = current()
+        return make() if context is None else context.derive(self, name, make)
+
+    def effective_weight(self) -> Tensor:
+        """The weight of this evaluation; it passes gradients to ``weight`` in every gradient mode."""
+        context = current()
+        training = self.training if context is None else context.is_training(self)
+        if self.dropconnect == 0.0 or not training:
+            plain = self._once("standardized", self._standardized) if self.standardized else self.weight
+            return plain if self.inverted else plain * (1.0 - self.dropconnect)
+        if context is None:
+            return self._dropped(unit_mask(self.weight, self.dropconnect))
+        mask = context.mask(self, lambda: unit_mask(self.weight.detach(), self.dropconnect))
+        return context.derive(self, ("dropped", id(mask)), lambda: self._dropped(mask))
+
+    def _standardized(self) -> Tensor:
+        return standardize_weight(self.weight) if self.standardized else self.weight
+
+    def _dropped(self, mask: Tensor) -> Tensor:
+        return self._standardized() * (mask / (1.0 - self.dropconnect) if self.inverted else mask)
+
+
+class Conv2d(nn.Conv2d, _Weights):
+    """Convolution with "same" padding (k // 2), and optionally time, standardized weights and DropConnect.
+
+    Args:
+        time: take ``t`` as one more input channel, by the map t·K.
+        standardized: use Ŵ in place of W.
+        dropconnect: probability with which each weight is dropped in training, in [0, 1).
+        inverted: the form of DropConnect, as in ``layers.dropout``.
+
+    Raises:
+        InvalidInput: for ``dropconnect`` outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
+        groups: int = 1,
+        bias: bool = True,
+        time: bool = False,
+        standardized: bool = False,
+        dropconnect: float = 0.0,
+        inverted: bool = True,
+    ) -> None:
+        padding = kernel_size // 2 if padding is None else padding
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride=stride, padding=padding, groups=groups, bias=bias
+        )
+        self.standardized = standardized
+        self.dropconnect = probability(dropconnect, "dropconnect p")
+        self.inverted = inverted
+        self.time_weight: nn.Parameter | None = None
+        if time:
+            self.time_weight = nn.Parameter(torch.empty(out_channels, 1, kernel_size, kernel_size))
+            bound = 1.0 / math.sqrt(self.weight[0].numel() + kernel_size**2)
+            nn.init.uniform_(self.time_weight, -bound, bound)
+
+    def forward(self, x: Tensor, t: float | Tensor = 0.0) -> Tensor:
+        out = self._conv_forward(x, self.effective_weight(), self.bias)
+        if self.time_weight is None:
+            return out
+        size = (x.shape[-2], x.shape[-1])
+        return add_time(out, t, self._once(size, lambda: time_map(self.time_weight, size, self.stride, self.padding)))
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + _options(self)
+
+
+class Linear(nn.Linear, _Weights):
+    """W h + b, and optionally time (+ t·w, a column of weights more) and DropConnect."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        time: bool = False,
+        dropconnect: float = 0.0,
+        inverted: bool = True,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.dropconnect = probability(dropconnect, "dropconnect p")
+        self.inverted = inverted
+        self.time_weight: nn.Parameter | None = None
+        if time:
+            bound = 1.0 / math.sqrt(in_features + 1)
+            self.time_weight = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, t: float | Tensor = 0.0) -> Tensor:
+        out = F.linear(x, self.effective_weight(), self.bias)
+        return out if self.time_weight is None else add_time(out, t, self.time_weight)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + _options(self)
+
+
+def _options(layer: Conv2d | Linear) -> str:
+    said = ", time=True" if layer.time_weight is not None else ""
+    said += ", standardized=True" if layer.standardized else ""
+    return said + (f", dropconnect={layer.dropconnect}" if layer.dropconnect else "")

@@ -1,0 +1,272 @@
+"""Normalizations: y = γ·(x − μ)/√(σ² + ε) + β, which differ in the set over which μ and σ² are taken.
+
+========== ========================================== =====================================================
+name       μ and σ² over, for x of shape (B, C, H, W) source
+========== ========================================== =====================================================
+batch      B, H, W for each channel                   Ioffe & Szegedy 2015, arXiv 1502.03167
+layer      C, H, W for each image                     Ba, Kiros & Hinton 2016, arXiv 1607.06450
+pixel      C for each image and pixel                 Liu et al. 2022 (ConvNeXt), arXiv 2201.03545
+instance   H, W for each image and channel            Ulyanov et al. 2016, arXiv 1607.08022
+group      H, W and a group of channels for each      Wu & He 2018, arXiv 1803.08494
+           image
+none       no normalization
+========== ========================================== =====================================================
+
+States of shape (B, C) are taken as images of one pixel: batch over B; layer and pixel both over C; group over a
+group of channels; instance has nothing to average over and is refused.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from resode.errors import InvalidInput, choose
+from resode.layers.context import Moments, current
+
+NORMS = ("batch", "layer", "pixel", "instance", "group", "none")
+AFFINES = ("channel", "elementwise")
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Layer norm over all axes but the first.
+
+    Args:
+        x: (B, C, H, W) or (B, C).
+        weight, bias: (C,) for one γ and β a channel, or the shape of one image, ``x.shape[1:]``.
+    """
+    if weight.ndim == 1:
+        return F.group_norm(x, 1, weight, bias, eps)
+    return F.layer_norm(x, x.shape[1:], weight, bias, eps)
+
+
+def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
+    """Layer norm over the channels of each pixel: ``x`` (B, C, H, W) or (B, C); ``weight``, ``bias`` (C,)."""
+    return F.layer_norm(x.movedim(1, -1), weight.shape, weight, bias, eps).movedim(-1, 1)
+
+
+class LayerNorm(nn.Module):
+    """:func:`layer_norm`, with one γ and β a channel, or (``shape`` given) one for each element of an image.
+
+    Args:
+        channels: C.
+        size: (H, W) of the images, for the elementwise affine map with its 2·H·W·C parameters.
+
+    Raises:
+        InvalidInput: in the forward pass, when an image has not the size the affine map was made for.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, int] | None = None, eps: float = 1e-5) -> None:
+        super().__init__()
+        shape = (channels,) if size is None else (channels, *size)
+        self.weight = nn.Parameter(torch.ones(shape))
+        self.bias = nn.Parameter(torch.zeros(shape))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.ndim > 1 and x.shape[1:] != self.weight.shape:
+            raise InvalidInput(
+                f"layer norm with an elementwise affine map of {tuple(self.weight.shape)} was given an image of "
+                f"{tuple(x.shape[1:])}: build the net for that image size, or use affine='channel'"
+            )
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.eps}"
+
+
+class PixelNorm(nn.Module):
+    """:func:`pixel_norm` with one γ and β a channel."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pixel_norm(x, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class InstanceNorm(nn.Module):
+    """Normalization over the pixels of each channel of each image, with one γ and β a channel.
+
+    Raises:
+        InvalidInput: in the forward pass, when there is but one pixel: its variance is 0, and the input is lost.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x[0, 0].numel() < 2:
+            raise InvalidInput(
+                f"instance norm averages over the pixels of a channel, and a state of shape {tuple(x.shape)} has "
+                "one: use larger images, fewer stages, or another norm"
+            )
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class BatchNorm(_BatchNorm):
+    """Batch norm whose running statistics may be indexed by time, for (B, C) and (B, C, H, W).
+
+    With one knot (the default) it is torch's batch norm. With K knots t_1 < … < t_K (:meth:`set_knots`) the running
+    mean and variance have shape (K, C) and are functions of t, piecewise linear between the knots and constant
+    beyond them. In training a batch is normalized by its own moments at whatever t it is met. At the end of a solve
+    the moments met on accepted steps are scattered to the knots by hat weights φ_k(t) and averaged,
+    m_k = Σ_i φ_k(t_i) m(t_i) / Σ_i φ_k(t_i); a knot that no evaluation came near takes its neighbours', by linear
+    interpolation; then every knot makes one momentum update. A recomputation, a rejected step or an adjoint solve
+    never updates. It is a ``_BatchNorm``, so torch's tools (``update_bn``, parameter groups) see it.
+
+    Raises:
+        InvalidInput: when it has several knots and is called with no time known, which is outside a
+            ``ResidualBlock``, an ``ODEBlock`` and ``resode.evaluate``.
+    """
+
+    knots: tuple[float, ...] = (0.0,)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise InvalidInput(f"batch norm was given a state of shape {tuple(input.shape)}: (B, C, …) is expected")
+
+    def set_knots(self, times: Sequence[float]) -> None:
+        """Index the running statistics by ``times``, increasing; those held so far are interpolated.
+
+        Raises:
+            InvalidInput: when the times do not increase, or there are none.
+        """
+        knots = tuple(float(t) for t in times)
+        if not knots or any(right <= left for left, right in pairwise(knots)):
+            raise InvalidInput(f"knots {knots} of batch norm: at least one is needed, and they must increase")
+        if self.track_running_stats:
+            for name in ("running_mean", "running_var"):
+                held = torch.stack([self._at(getattr(self, name), t) for t in knots])
+                setattr(self, name, held[0] if len(knots) == 1 else held)
+        self.knots = knots
+
+    def statistics(self, t: float) -> tuple[Tensor, Tensor]:
+        """Running mean and variance at time ``t``, each of shape (C,)."""
+        return self._at(self.running_mean, t), self._at(self.running_var, t)
+
+    def _at(self, held: Tensor, t: float) -> Tensor:
+        if len(self.knots) == 1:
+            return held
+        (i, w), *rest = hat_weights(t, self.knots)
+        return held[i] if not rest else torch.lerp(held[i], held[rest[0][0]], 1.0 - w)
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = current()
+        alone = context is None or context.single
+        if not self.track_running_stats or (alone and len(self.knots) == 1):
+            return super().forward(x)
+        if context is None:
+            raise InvalidInput(
+                "this batch norm's running statistics are indexed by t, and no time is known here: call its branch "
+                "through a ResidualBlock, an ODEBlock, or resode.evaluate(branch, t, h)"
+            )
+        self._check_input_dim(x)
+        if not context.is_training(self):
+            mean, variance = self.statistics(float(context.t))
+            return F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+        # Fresh buffers at momentum 1 receive this batch's moments, from the same kernel that normalizes.
+        mean, variance = torch.zeros_like(self._any_mean), torch.zeros_like(self._any_mean)
+        out = F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+        context.record(Moments(self, float(context.t), mean, variance))
+        return out
+
+    @property
+    def _any_mean(self) -> Tensor:
+        return self.running_mean if len(self.knots) == 1 else self.running_mean[0]
+
+    @torch.no_grad()
+    def absorb(self, times: list[float], means: list[Tensor], variances: list[Tensor]) -> None:
+        """Make the momentum update from all the moments (n of shape (C,)) that one solve met at ``times``."""
+        self.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        weights = torch.tensor(scatter_weights(times, self.knots), dtype=means[0].dtype, device=means[0].device)
+        for held, met in ((self.running_mean, means), (self.running_var, variances)):
+            held.lerp_((weights @ torch.stack(met)).view_as(held), momentum)
+
+
+def index_statistics(branch: nn.Module, times: Sequence[float]) -> None:
+    """Index the running statistics of every batch norm in ``branch`` by the knots ``times``."""
+    for layer in branch.modules():
+        if isinstance(layer, BatchNorm):
+            layer.set_knots(times)
+
+
+def hat_weights(t: float, knots: Sequence[float]) -> list[tuple[int, float]]:
+    """The one or two knots whose hat functions do not vanish at ``t``, with their weights, which sum to 1."""
+    if t <= knots[0]:
+        return [(0, 1.0)]
+    if t >= knots[-1]:
+        return [(len(knots) - 1, 1.0)]
+    right = bisect_right(knots, t)
+    share = (t - knots[right - 1]) / (knots[right] - knots[right - 1])
+    # A time that misses its knot by the rounding of t0 + i·dt is on it.
+    if share < 1e-9:
+        return [(right - 1, 1.0)]
+    if share > 1.0 - 1e-9:
+        return [(right, 1.0)]
+    return [(right - 1, 1.0 - share), (right, share)]
+
+
+def scatter_weights(times: Sequence[float], knots: Sequence[float]) -> list[list[float]]:
+    """Rows (one a knot) of weights over ``times`` that sum to 1: hat averages, or the visited neighbours'."""
+    rows = [[0.0] * len(times) for _ in knots]
+    for i, t in enumerate(times):
+        for k, w in hat_weights(t, knots):
+            rows[k][i] += w
+    visited = [k for k, row in enumerate(rows) if sum(row) > 0.0]
+    for k in visited:
+        total = sum(rows[k])
+        rows[k] = [w / total for w in rows[k]]
+    seen = [knots[k] for k in visited]
+    for k in set(range(len(knots))).difference(visited):
+        near = [(w, rows[visited[j]]) for j, w in hat_weights(knots[k], seen)]
+        rows[k] = [sum(w * row[i] for w, row in near) for i in range(len(times))]
+    return rows
+
+
+def group_count(channels: int, most: int = 8) -> int:
+    """The largest divisor of ``channels`` that is at most ``most``."""
+    return next(g for g in range(min(most, channels), 0, -1) if channels % g == 0)
+
+
+def make_norm(name: str, channels: int, size: tuple[int, int] | None = None, affine: str = "channel") -> nn.Module:
+    """The normalization ``name`` for ``channels`` channels.
+
+    Args:
+        size: (H, W) of the images; needed by the elementwise affine map of layer norm alone.
+        affine: "channel" (one γ and β a channel) or, for layer norm, "elementwise" (one an element).
+
+    Raises:
+        InvalidInput: for an unknown name, or an elementwise affine map of another norm or of an unknown size.
+    """
+    choose(name, NORMS, "norm")
+    choose(affine, AFFINES, "affine map of a norm")
+    if affine == "elementwise":
+        if name != "layer":
+            raise InvalidInput(f"affine='elementwise' is an option of the norm 'layer', not of {name!r}")
+        if size is None:
+            raise InvalidInput("affine='elementwise' needs the image size: pass size=(H, W)")
+        return LayerNorm(channels, size)
+    if name == "group":
+        return nn.GroupNorm(group_count(channels), channels)
+    makers = {
+        "batch": BatchNorm, "layer": LayerNorm, "pixel": PixelNorm, "instance": InstanceNorm, "none": nn.Identity
+    }  # fmt: skip
+    return makers[name](channels)

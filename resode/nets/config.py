@@ -1,0 +1,162 @@
+"""What a net is: its settings, checked when they are made, and nothing built yet."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from resode.blocks.branch import KINDS, TIMES
+from resode.blocks.ode import check_solver
+from resode.blocks.residual import SHORTCUTS, make_scale
+from resode.data.augment import Augment
+from resode.errors import InvalidInput, choose
+from resode.stack import Dropout, Stack
+
+NETS = ("lenet5", "alexnet", "vgg", "plain", "resnet", "odenet")
+ON_POINTS = ("plain", "resnet", "odenet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What a net is, whatever the data it is for.
+
+    Args:
+        net: lenet5, alexnet, vgg, plain, resnet or odenet.
+        depth: layers with weights of plain and resnet: 6n + 2.
+        width: channels of the first stage of plain, resnet and odenet; they double from stage to stage.
+        kind: residual branch: basic (post-activation), preact, bottleneck, convnext, mlp (points).
+        expansion: width inside a branch over its channels; by default 1 (basic, preact), 1/4 (bottleneck), 4.
+        shortcut: where a block changes the shape: pad (zeros, option A) or projection (1x1 convolution, option B).
+        scale: factor of the branch in blocks that keep the shape: a number, skipinit, 1/L or 1/sqrt(L), L a stage.
+        tied: one branch shared by the equal blocks of a stage of resnet.
+        blocks: blocks of vgg, each followed by a pooling.
+        convs: convolutions in each block of vgg: one number, or one a block (VGG-11 is 1 1 2 2 2).
+        time: how f depends on t: none, concat (a time channel) or film (scale and shift).
+        solver: euler, midpoint, heun, rk4 (fixed steps), or dopri5, bosh3, dopri8, adaptive_heun (tolerances).
+        steps: steps of a fixed grid in each ODE block: one number, or one a stage.
+        rtol: relative tolerance of an adaptive solver.
+        atol: absolute tolerance of an adaptive solver.
+        gradient: how a solve is differentiated: backprop or adjoint.
+        mask_intervals: intervals of t with dropout masks of their own (1: once a solve).
+
+    Raises:
+        InvalidInput: for an unknown name or a number that makes no sense.
+    """
+
+    net: Literal["lenet5", "alexnet", "vgg", "plain", "resnet", "odenet"] = "resnet"
+    depth: int = 20
+    width: int = 16
+    kind: Literal["basic", "preact", "bottleneck", "convnext", "mlp"] = "basic"
+    expansion: float | None = None
+    shortcut: Literal["pad", "projection"] = "pad"
+    scale: float | str = 1.0
+    tied: bool = False
+    blocks: int = 3
+    convs: int | tuple[int, ...] = 2
+    time: Literal["none", "concat", "film"] = "concat"
+    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5", "bosh3", "dopri8", "adaptive_heun"] = "rk4"
+    steps: int | tuple[int, ...] = 8
+    rtol: float | None = None
+    atol: float | None = None
+    gradient: Literal["backprop", "adjoint"] = "backprop"
+    mask_intervals: int = 1
+
+    def __post_init__(self) -> None:
+        choose(self.net, NETS, "net")
+        choose(self.kind, KINDS, "branch kind")
+        choose(self.shortcut, SHORTCUTS, "shortcut")
+        choose(self.time, TIMES, "time conditioning")
+        make_scale(self.scale, 1)
+        for name in ("width", "blocks", "mask_intervals"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}: at least 1 is needed")
+        if self.net in ("plain", "resnet") and (self.depth < 8 or (self.depth - 2) % 6):
+            near = max(8, 6 * round((self.depth - 2) / 6) + 2)
+            raise InvalidInput(
+                f"depth {self.depth} of {self.net} is not of the form 6n + 2 with n ≥ 1 (3 stages of n blocks of 2 "
+                f"layers, a stem and a head): {near} is near"
+            )
+        for steps in each(self.steps):
+            check_solver(self.solver, steps, self.rtol, self.atol, gradient=self.gradient)
+        if any(n < 1 for n in each(self.convs)) or len(each(self.convs)) not in (1, self.blocks):
+            raise InvalidInput(
+                f"convs is {self.convs} for {self.blocks} blocks of vgg: one number, or one a block"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetConfig(Architecture):
+    """A net for some data: the architecture, its stack, and the shape of input and output.
+
+    Args:
+        stack: normalization, activation, dropout, convolution and augmentation.
+        channels: channels of the input images (or coordinates of the input points).
+        size: (H, W) of the input images, None for points.
+        classes: number of classes.
+
+    Raises:
+        InvalidInput: as :class:`Architecture`, and for a net that cannot take such an input.
+    """
+
+    stack: Stack = field(default_factory=Stack)
+    channels: int = 3
+    size: tuple[int, int] | None = (32, 32)
+    classes: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels < 1 or self.classes < 2 or (self.size is not None and min(self.size) < 1):
+            raise InvalidInput(
+                f"a net for {self.channels} channels of size {self.size} and {self.classes} classes: at least 1 "
+                "channel, 1 pixel and 2 classes are needed"
+            )
+        if self.size is None:
+            choose(self.net, ON_POINTS, "net for points (2-D data)")
+            if self.kind != "mlp":
+                raise InvalidInput(f"branch kind {self.kind!r} needs images, and this data are points: use kind 'mlp'")
+        elif self.kind == "mlp" and self.net in ON_POINTS:
+            raise InvalidInput("branch kind 'mlp' needs points (moons, circles), and this data are images")
+        elif min(self.size) < (least := _least_size(self)):
+            raise InvalidInput(
+                f"{self.net} halves its images too often for {self.size[0]}×{self.size[1]} pixels: it needs at least "
+                f"{least}×{least}"
+            )
+        if self.net == "odenet" and len(each(self.steps)) not in (1, self.stages):
+            raise InvalidInput(f"steps is {self.steps} for {self.stages} stages: give one number, or one a stage")
+
+    @property
+    def stages(self) -> int:
+        """Stages of plain, resnet and odenet."""
+        return 1 if self.size is None else 3
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "NetConfig":
+        """The configuration that ``dataclasses.asdict`` (and JSON) made ``values`` of.
+
+        Raises:
+            InvalidInput: for a name that is no setting, or a value that makes no sense.
+        """
+        stack = dict(values.get("stack", {}))
+        unknown = set(values) - {f.name for f in fields(cls)} | set(stack) - {f.name for f in fields(Stack)}
+        if unknown:
+            raise InvalidInput(f"unknown settings of a net: {', '.join(sorted(unknown))}")
+        for name, kind in (("dropout", Dropout), ("augment", Augment)):
+            stack[name] = kind(**stack.get(name, {}))
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "stack"}
+        return cls(**plain, stack=Stack(**stack))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values; :meth:`from_dict` inverts it."""
+        return asdict(self)
+
+
+def each(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    """One number, or one for each part of a net, as a tuple."""
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _least_size(config: NetConfig) -> int:
+    if config.net == "lenet5":
+        return 12
+    if config.net == "alexnet":
+        return 8
+    return 2**config.blocks if config.net == "vgg" else 4
