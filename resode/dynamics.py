@@ -5,7 +5,7 @@ one, with the identity as its shortcut and the increment Δ Σ_i b_i k_i as its 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -18,7 +18,7 @@ from resode.blocks.residual import ResidualBlock, add_branch
 from resode.blocks.solvers import FixedGrid, Solve, Tableau, axpy, stage_slopes
 from resode.errors import InvalidInput
 from resode.layers.context import Field, SolveContext, evaluate
-from resode.nets.net import Net, PlainLayer
+from resode.nets.net import Net, PlainLayer, evaluating
 
 Map = Callable[[Tensor], Tensor]
 
@@ -93,19 +93,9 @@ class ResidualDynamics:
             h = step(h)
         return h
 
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
+    def evaluation(self) -> AbstractContextManager[None]:
         """The model in evaluation mode and no gradients; its modules' modes are restored afterwards."""
-        modules = [] if self.model is None else list(self.model.modules())
-        modes = [module.training for module in modules]
-        if self.model is not None:
-            self.model.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module, mode in zip(modules, modes, strict=True):
-                module.training = mode
+        return torch.no_grad() if self.model is None else evaluating(self.model)
 
 
 @dataclass(frozen=True)
@@ -208,7 +198,7 @@ def _read_ode(block: ODEBlock, stage: int, label: str) -> Iterator[Step]:
     scheme = block.scheme()
     if not isinstance(scheme, FixedGrid):
         raise InvalidInput(
-            f"the ODE block {label} is solved by {block.solver}, which has no fixed steps to look at: read the net within "
+            f"the ODE block {label} is solved by {block.solver}, which has no fixed steps: read the net within "
             "resode.solver_settings(net, solver='rk4', steps=32, rtol=None, atol=None), say"
         )
     for start, end in pairwise(scheme.grid):

@@ -47,7 +47,7 @@ CONFIG, ENVIRONMENT, METRICS, CHECKPOINT = "config.json", "environment.json", "m
 RESULTS, DONE = "results", "DONE"
 # A Mac's file system takes DONE and done for one name.
 OWN_NAMES = {name.lower() for name in (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, RESULTS, DONE)}
-PACKAGES = ("resode", "torch", "torchvision", "torchdiffeq", "numpy")
+PACKAGES = ("resode", "torchvision", "torchdiffeq", "numpy")
 
 
 class Run:
@@ -364,7 +364,8 @@ def environment(device: str | torch.device) -> dict[str, Any]:
     return {
         "time": _now(),
         "command": shlex.join(sys.orig_argv),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}  # with its CUDA
+        | {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "device": {"type": device.type, "name": _device_name(device)},
         "threads": torch.get_num_threads(),
@@ -497,11 +498,11 @@ def _fault(file: BinaryIO) -> str | None:
         with zipfile.ZipFile(file) as archive:
             # torch.load compares no checksums: flipped bits would pass for weights.
             if damaged := archive.testzip():
-                return f"{damaged} is damaged"
+                return f"damaged: the checksum of {damaged} is wrong"
         file.seek(0)
         unsafe = get_unsafe_globals_in_checkpoint(file)
     except Exception as error:  # a damaged file raises whatever its damage leads to
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return f"damaged: {(str(error) or type(error).__name__).splitlines()[0]}"
     return f"it holds {', '.join(unsafe)}, not only tensors and plain data" if unsafe else None
 
 

@@ -217,7 +217,7 @@ class Workers:
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKERS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.pid = 0
+        self.pid = None
 
     def start(self, role, path):
         print(role, path, file=self.process.stdin, flush=True)
@@ -227,25 +227,38 @@ class Workers:
         return self.process.stdout.readline().strip()
 
     def kill(self):
-        os.kill(self.pid, signal.SIGKILL)
+        pid, self.pid = self.pid, None
+        os.kill(pid, signal.SIGKILL)
         assert int(self.hear()) == signal.SIGKILL  # it was still at work: no error had ended it
 
 
+def moments(rng, longest):
+    """Random waits before a kill, slowly longer, so that a slow machine gets there as well."""
+    for attempt in range(200):
+        yield rng.uniform(0.0, longest) * (1 + attempt / 20)
+
+
 @pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
+def forker() -> Iterator[Workers]:
     workers = Workers()
     with workers.process:
         yield workers
         workers.process.stdin.close()
 
 
+@pytest.fixture
+def workers(forker) -> Iterator[Workers]:
+    yield forker
+    if forker.pid is not None:  # the test failed before it killed its worker
+        forker.kill()
+
+
 def test_killed_at_any_moment_a_run_stays_whole_and_resumes(workers, tmp_path):
-    rng = random.Random(0)
     path, reached = tmp_path / "run", []
     Run.create(path, {"seed": 1}).close()
-    for _ in range(20):
+    for moment in moments(random.Random(0), longest=0.15):
         workers.start("train", path)
-        time.sleep(rng.uniform(0.02, 0.15))
+        time.sleep(moment)
         workers.kill()
         run = Run.open(path)
         records, state = run.metrics(), run.load_checkpoint()
@@ -257,20 +270,22 @@ def test_killed_at_any_moment_a_run_stays_whole_and_resumes(workers, tmp_path):
         if (path / "results" / "latest.json").exists():
             latest = run.result("latest")
             assert latest["copies"] == [latest["step"]] * 5_000
+        if len(set(reached)) >= 12:  # so many kills came while it was at work
+            break
+    else:
+        pytest.fail(f"the checkpoints seen in 200 kills are of steps {sorted(set(reached))}")
     assert reached == sorted(reached)
-    assert reached[-1] >= 10  # the kills came while it worked
     with Run.create(path, {"seed": 1}):  # the lock is free, and what was half-written is gone
         assert not list(path.rglob(".*.tmp"))
 
 
 def test_killed_while_making_runs_each_is_whole_or_absent(workers, tmp_path):
-    rng = random.Random(1)
     made = drafts = 0
-    for attempt in range(25):
+    for attempt, moment in enumerate(moments(random.Random(1), longest=0.03)):
         folder = tmp_path / str(attempt)
         folder.mkdir()
         workers.start("make", folder)
-        time.sleep(rng.uniform(0.0, 0.03))
+        time.sleep(moment)
         workers.kill()
         visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
         for path in visible:
@@ -280,8 +295,10 @@ def test_killed_while_making_runs_each_is_whole_or_absent(workers, tmp_path):
         drafts += len(list(folder.glob(".*")))
         Run.create(folder / str(len(visible)), {"seed": 1}).close()  # the next one takes the draft over
         assert not list(folder.glob(".*"))
-    assert made > 25
-    assert drafts > 0  # some kill did hit the making
+        if made >= 10 and drafts >= 10:  # so many kills hit the making
+            break
+    else:
+        pytest.fail(f"200 kills met {made} runs and {drafts} drafts")
 
 
 def test_one_process_writes_a_run(workers, tmp_path):
@@ -456,7 +473,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(run, tmp_path, form):
         torch.save({"net": trap}, path)
     else:
         path.write_bytes(pickle.dumps(trap))
-    with pytest.raises(RunError, match=r"checkpoint\.pt .* tensors|checkpoint\.pt .*zip") as error:
+    with pytest.raises(RunError, match=r"checkpoint\.pt \((damaged|it holds)") as error:
         run.load_checkpoint()
     assert one_line(error)
     assert not (tmp_path / "sprung").exists()
@@ -605,7 +622,7 @@ def test_a_key_is_never_lost_or_renamed_in_silence(value):
 def test_environment_says_where_and_when():
     here = environment("cpu")
     assert json.loads(json.dumps(here)) == here
-    assert here["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert here["versions"]["torch"] == torch.__version__
     assert all(here["versions"][name] for name in ("python", "resode", "torchvision", "torchdiffeq", "numpy"))
     assert here["device"]["type"] == "cpu"
     assert here["device"]["name"]

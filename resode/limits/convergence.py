@@ -18,6 +18,7 @@ from tqdm import tqdm
 from resode.blocks.ode import ODEBlock, solver_settings
 from resode.blocks.solvers import TABLEAUX
 from resode.errors import InvalidInput, choose
+from resode.nets.net import evaluating
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -86,7 +87,7 @@ def convergence(
         reference_steps: steps of rk4 in the reference; twice the largest of ``steps`` if None.
 
     Raises:
-        InvalidInput: for a net without ODE blocks, an unknown or adaptive solver, a number of steps below 1, or no data.
+        InvalidInput: for a net without ODE blocks, an unknown or adaptive solver, steps below 1, or no data.
     """
     blocks = [block for block in net.modules() if isinstance(block, ODEBlock)]
     if not blocks:
@@ -137,20 +138,13 @@ def _accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(1) == labels).double().mean())
 
 
-@torch.no_grad()
 def _evaluate(
     net: nn.Module, data: Sequence[tuple[Tensor, Tensor]], solver: str, steps: int
 ) -> tuple[Tensor, Tensor, int]:
     """All logits and labels, and the evaluations of f in one forward pass."""
     if not data:
         raise InvalidInput("convergence needs data to evaluate the net on, and there is none")
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        with solver_settings(net, solver=solver, steps=steps, rtol=None, atol=None):
-            logits = torch.cat([net(x) for x, _ in data])
-            nfe = sum(block.stats.nfe_forward for block in net.modules() if isinstance(block, ODEBlock))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(net), solver_settings(net, solver=solver, steps=steps, rtol=None, atol=None):
+        logits = torch.cat([net(x) for x, _ in data])
+        nfe = sum(block.stats.nfe_forward for block in net.modules() if isinstance(block, ODEBlock))
     return logits, torch.cat([labels for _, labels in data]), nfe

@@ -78,9 +78,7 @@ class Architecture:
         for steps in each(self.steps):
             check_solver(self.solver, steps, self.rtol, self.atol, gradient=self.gradient)
         if any(n < 1 for n in each(self.convs)) or len(each(self.convs)) not in (1, self.blocks):
-            raise InvalidInput(
-                f"convs is {self.convs} for {self.blocks} blocks of vgg: one number, or one a block"
-            )
+            raise InvalidInput(f"convs is {self.convs} for {self.blocks} blocks of vgg: one number, or one a block")
 
 
 @dataclass(frozen=True, kw_only=True)

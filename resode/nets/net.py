@@ -1,5 +1,9 @@
 """The one scheme of every net: stem, stages, head."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
 
 
@@ -41,3 +45,16 @@ def without_identities(layers: tuple[nn.Module, ...] | list[nn.Module]) -> list[
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters that are trained."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """``model`` in evaluation mode and no gradients; the mode of each of its modules is restored afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

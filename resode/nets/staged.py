@@ -90,7 +90,7 @@ class _Stage:
             yield plain_layer(self.config.stack, c, self.o, self.out_size, self.depth((i + 1) / count), **options)
 
     def transition(self) -> ResidualBlock:
-        """The residual block that changes the shape; no step of a flow, so its branch knows no time and its scale is 1."""
+        """The residual block that changes the shape: no step of a flow, so it knows no time and has scale 1."""
         config, stack = self.config, self.config.stack
         branch = Branch(
             self.c,

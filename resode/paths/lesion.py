@@ -113,4 +113,3 @@ def single(view: ResidualDynamics, data: Iterable[tuple[Tensor, Tensor]], *, pro
         for i, (step, total, able) in enumerate(zip(view.steps, without, possible, strict=True))
     )
     return LesionTable(count, whole.wrong / count, whole.loss / count, lesions)
-

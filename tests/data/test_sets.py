@@ -353,6 +353,7 @@ def test_cifar_is_read_where_torchvision_keeps_it(tmp_path, monkeypatch, name, f
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)  # ours are not the originals
     (tmp_path / folder).mkdir()
     planes = np.repeat(np.arange(3, dtype=np.uint8), 1024)  # red, green and blue planes of 0, 1 and 2
+    planes.reshape(3, 32, 32)[:, 5, 9] += 100  # and a mark in row 5, column 9
     for part in parts:
         batch = {
             "data": np.stack([planes + 10 * i for i in range(4)]).astype(np.uint8),
@@ -365,7 +366,8 @@ def test_cifar_is_read_where_torchvision_keeps_it(tmp_path, monkeypatch, name, f
         (tmp_path / folder / file).write_bytes(pickle.dumps(meta))
     data = load(name, data_dir=tmp_path, validation=0)
     assert (data.classes, data.channels, data.size) == (classes, 3, (32, 32))
-    assert data.test.inputs[:, :, 5, 9].tolist() == [[10 * i, 10 * i + 1, 10 * i + 2] for i in range(4)]
+    assert data.test.inputs[:, :, 9, 5].tolist() == [[10 * i, 10 * i + 1, 10 * i + 2] for i in range(4)]
+    assert data.test.inputs[:, :, 5, 9].tolist() == [[10 * i + 100, 10 * i + 101, 10 * i + 102] for i in range(4)]
     assert data.test.labels.tolist() == [3, 1, 0, 2]
     assert len(data.train) == 4 * (len(parts) - 1)
 

@@ -1,0 +1,20 @@
+"""Training: the recipe, the loop, what is measured, and the session that ties them to a run folder."""
+
+from resode.train.loop import fit
+from resode.train.metrics import Metrics, evaluate, nfe
+from resode.train.recipe import Recipe
+from resode.train.session import Data, Setup, Trained, check_device, load, train
+
+__all__ = [
+    "Data",
+    "Metrics",
+    "Recipe",
+    "Setup",
+    "Trained",
+    "check_device",
+    "evaluate",
+    "fit",
+    "load",
+    "nfe",
+    "train",
+]
