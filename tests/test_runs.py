@@ -158,7 +158,7 @@ def test_a_failed_create_leaves_nothing(tmp_path, monkeypatch):
 # -- the lock, and what a kill leaves
 
 WORKERS = """
-import itertools, os, sys, time
+import itertools, os, signal, sys, time
 import torch
 from resode import runs
 from resode.runs import Run
@@ -197,21 +197,26 @@ def make(path):
     for i in itertools.count():
         Run.create(f"{path}/{i}", {"seed": 1}).close()
 
-for line in sys.stdin:
-    role, path = line.split(maxsplit=1)
-    worker = os.fork()
-    if worker == 0:
-        try:
-            globals()[role](path.rstrip())
-        finally:
-            os._exit(1)
-    say(worker)
-    say(os.waitpid(worker, 0)[1])
+worker = None
+for line in itertools.chain(sys.stdin, ["kill"]):
+    if line.strip() != "kill":
+        role, path = line.split(maxsplit=1)
+        worker = os.fork()
+        if worker == 0:
+            try:
+                globals()[role](path.rstrip())
+            finally:
+                os._exit(1)
+        say(worker)
+    elif worker is not None:  # ours, and not yet waited for: the number cannot have passed to another process
+        os.kill(worker, signal.SIGKILL)
+        say(os.waitpid(worker, 0)[1])
+        worker = None
 """
 
 
 class Workers:
-    """A process with torch imported that forks one worker at a time; each is ended by SIGKILL, here."""
+    """A process with torch imported that forks one worker at a time, and ends it by SIGKILL when told."""
 
     def __init__(self):
         self.process = subprocess.Popen(
@@ -219,16 +224,19 @@ class Workers:
         )
         self.pid = None
 
+    def say(self, *words):
+        print(*words, file=self.process.stdin, flush=True)
+
     def start(self, role, path):
-        print(role, path, file=self.process.stdin, flush=True)
+        self.say(role, path)
         self.pid = int(self.hear())
 
     def hear(self):
         return self.process.stdout.readline().strip()
 
     def kill(self):
-        pid, self.pid = self.pid, None
-        os.kill(pid, signal.SIGKILL)
+        self.pid = None
+        self.say("kill")
         assert int(self.hear()) == signal.SIGKILL  # it was still at work: no error had ended it
 
 

@@ -1,0 +1,5 @@
+"""``python -m resode``."""
+
+from resode.cli import main
+
+main()

@@ -1,0 +1,262 @@
+"""The ``resode`` command."""
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from resode import demo, plots
+from resode.blocks.ode import ODEBlock, solver_settings
+from resode.dynamics import dynamics
+from resode.errors import InvalidInput, ResodeError
+from resode.limits.convergence import convergence
+from resode.nets.config import Architecture
+from resode.paths import lesion
+from resode.report import png
+from resode.runs import Run, jsonable
+from resode.stack import Stack
+from resode.train.loop import EVALUATION_BATCH
+from resode.train.metrics import evaluate
+from resode.train.recipe import Recipe
+from resode.train.session import Data, Setup, load, train
+
+Folder = Annotated[Path, tyro.conf.Positional]
+Flat = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train a residual net, a plain net and an ODE net on digits, analyse them, and write a report (3 minutes).
+
+    Args:
+        out: folder of the run; the same folder again shows what was found.
+        device: cpu, cuda, cuda:1, mps.
+    """
+
+    out: Path = Path("runs/demo")
+    device: str = "cpu"
+
+    def run(self) -> None:
+
+        known = (self.out / "DONE").exists()
+        paths = demo.demo(demo.Demo(), self.out, device=self.device)
+        if known:
+            print(f"This demo was run before; remove {self.out} to run it again.")
+        print("Report: ", paths[0])
+        for path in paths[1:]:
+            print("Figure: ", path)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a net, and keep everything in a run folder. The same command again resumes an interrupted training.
+
+    Example: resode train --net resnet --depth 20 --data cifar10 --data-dir data --device cuda
+
+    Args:
+        out: folder of the run; by default one under runs/ named after the settings.
+        device: cpu, cuda, cuda:1, mps.
+    """
+
+    out: Path | None = None
+    device: str = "cpu"
+    architecture: Annotated[Architecture, Flat] = field(default_factory=Architecture)
+    stack: Annotated[Stack, Flat] = field(default_factory=Stack)
+    data: Annotated[Data, Flat] = field(default_factory=Data)
+    recipe: Annotated[Recipe, Flat] = field(default_factory=Recipe)
+
+    def run(self) -> None:
+
+        setup = Setup(architecture=self.architecture, stack=self.stack, data=self.data, recipe=self.recipe)
+        out = self.out or Path("runs") / default_name(setup)
+        run = train(setup, out, device=self.device, progress=True)
+        result = run.result("train")
+        for split in ("train", "validation", "test"):
+            if split in result:
+                print(f"{split:10s} {_scores(result[split])}")
+        print(f"{result['parameters']:,} parameters, NFE {result['nfe']}, {result['seconds']:.1f} s of training")
+        print("Run:", run.path)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Loss and accuracy of a trained net, an ODE net's with another solver if you like.
+
+    Args:
+        run_folder: folder of a run made by resode train.
+        split: train, validation or test.
+        solver: solve the ODE blocks with this solver.
+        steps: with this many steps (fixed-step solvers).
+        device: cpu, cuda, cuda:1, mps.
+        data_dir: folder of the data, if it is not where it was in training.
+    """
+
+    run_folder: Folder
+    split: Literal["train", "validation", "test"] = "test"
+    solver: str | None = None
+    steps: int | None = None
+    device: str = "cpu"
+    data_dir: str | None = None
+
+    def run(self) -> None:
+
+        trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
+        settings = {k: v for k, v in (("solver", self.solver), ("steps", self.steps)) if v is not None}
+        if settings and not any(isinstance(block, ODEBlock) for block in trained.model.modules()):
+            raise InvalidInput(f"{', '.join(settings)} given, and the net of {self.run_folder} has no ODE block")
+        if self.solver is not None:
+            settings |= {"rtol": None, "atol": None}
+        with solver_settings(trained.model, **settings):
+            found = evaluate(trained.model, trained.data.batches(self.split, EVALUATION_BATCH))
+        print(f"{self.split}: {_scores(found.to_dict())}, NFE {found.nfe}")
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """Delete one step of a trained net at a time, and measure the error.
+
+    Args:
+        run_folder: folder of a run made by resode train.
+        split: train, validation or test.
+        device: cpu, cuda, cuda:1, mps.
+        data_dir: folder of the data, if it is not where it was in training.
+    """
+
+    run_folder: Folder
+    split: Literal["train", "validation", "test"] = "test"
+    device: str = "cpu"
+    data_dir: str | None = None
+
+    def run(self) -> None:
+
+        trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
+        data = trained.data.batches(self.split, EVALUATION_BATCH)
+        table = lesion.single(dynamics(trained.model), data, progress=True)
+        for step in table.lesions:
+            said = "cannot be deleted" if step.error is None else f"error {step.error:.2%}, loss {step.loss:.4f}"
+            print(f"step {step.index:3d}  {step.label:18s} {said}")
+        print(f"nothing deleted: error {table.error:.2%}, loss {table.loss:.4f} on {table.count} samples")
+        with Run.open(self.run_folder, write=True) as run:
+            print("Result:", run.save_result("lesion", table.to_dict()))
+            chance = 1 - 1 / trained.data.classes
+            picture = plots.lesions({trained.run.config["net"]["net"]: table.to_dict()}, chance)
+            print("Figure:", run.write("figures/lesion.png", png(picture)))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Evaluate a trained ODE net with other numbers of steps, against a fine reference solve.
+
+    Args:
+        run_folder: folder of a run made by resode train.
+        steps: numbers of steps in each ODE block.
+        solvers: fixed-step solvers: euler, midpoint, heun, rk4; by default the one of the training.
+        split: train, validation or test.
+        device: cpu, cuda, cuda:1, mps.
+        data_dir: folder of the data, if it is not where it was in training.
+    """
+
+    run_folder: Folder
+    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    solvers: tuple[str, ...] = ()
+    split: Literal["train", "validation", "test"] = "test"
+    device: str = "cpu"
+    data_dir: str | None = None
+
+    def run(self) -> None:
+
+        trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
+        data = trained.data.batches(self.split, EVALUATION_BATCH)
+        table = convergence(trained.model, data, self.steps, self.solvers or None, progress=True)
+        for e in table.evaluations:
+            order = "" if e.order is None else f", order {e.order:.2f}"
+            print(
+                f"{e.solver:9s} {e.steps:4d} steps: accuracy {e.accuracy:.2%}, logits off by {e.logit_error:.2e}{order}"
+            )
+        print(f"reference, rk4 with {table.reference_steps} steps: accuracy {table.reference_accuracy:.2%}")
+        with Run.open(self.run_folder, write=True) as run:
+            print("Result:", run.save_result("limits", table.to_dict()))
+            print("Figure:", run.write("figures/limits.png", png(plots.convergence(table.to_dict()))))
+
+
+Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Lesion, tyro.conf.subcommand("lesion")]
+    | Annotated[Limits, tyro.conf.subcommand("limits")]
+)
+
+
+def _scores(values: dict[str, float]) -> str:
+    return f"accuracy {values['accuracy']:.2%}, loss {values['loss']:.4f} on {values['count']} samples"
+
+
+def default_name(setup: Setup) -> str:
+    """A folder's name for a training, told apart from that of any other settings by a hash."""
+
+    settings = json.dumps(jsonable(setup), sort_keys=True)
+    data = re.sub(r"[^a-z0-9]+", "-", setup.data.data.lower()).strip("-")[-30:]
+    return (
+        f"{data}-{setup.architecture.net}-seed-{setup.recipe.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+    )
+
+
+def parse(arguments: Sequence[str] | None) -> Demo | Train | Evaluate | Lesion | Limits:
+    """The command that ``arguments`` ask for.
+
+    Raises:
+        SystemExit: after --help (0), or with a line on the standard error for arguments that make no sense (2).
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(Command, prog="resode", description=_DESCRIPTION, args=arguments)
+    except InvalidInput as problem:
+        _complain(str(problem))
+        raise SystemExit(2) from problem
+    except SystemExit as leave:
+        if leave.code:
+            _complain(_first_paragraph(said.getvalue()))
+        raise
+
+
+_DESCRIPTION = "Residual dynamics: one branch, run as a ResNet or as a neural ODE, and analysed as both."
+
+
+def _first_paragraph(box: str) -> str:
+    """The message in the box that tyro draws, as one line, without tyro's name of the place."""
+    kept: list[str] = []
+    for line in box.splitlines():
+        if line.startswith("╭"):
+            continue
+        text = line.strip("│╰╯─ ")
+        if not text:
+            break
+        kept.append(text)
+    return re.sub(r"^Error parsing \S+: ", "", " ".join(kept)) or box.strip()
+
+
+def _complain(message: str) -> None:
+    print(f"resode: {' '.join(message.split())}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; what the user can mend is one line on the standard error, and a non-zero exit."""
+    command = parse(arguments)
+    try:
+        command.run()
+    except ResodeError as problem:
+        _complain(str(problem))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _complain("stopped; the same command goes on from the last checkpoint")
+        sys.exit(130)
