@@ -1,11 +1,8 @@
 """The ``resode`` command."""
 
-import contextlib
 import hashlib
-import io
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +12,9 @@ import tyro
 
 from resode import demo, plots
 from resode.blocks.ode import ODEBlock, solver_settings
+from resode.commandline import one_line_errors, read_arguments
 from resode.dynamics import dynamics
-from resode.errors import InvalidInput, ResodeError
+from resode.errors import InvalidInput
 from resode.limits.convergence import convergence
 from resode.nets.config import Architecture
 from resode.paths import lesion
@@ -210,53 +208,9 @@ def default_name(setup: Setup) -> str:
     )
 
 
-def parse(arguments: Sequence[str] | None) -> Demo | Train | Evaluate | Lesion | Limits:
-    """The command that ``arguments`` ask for.
-
-    Raises:
-        SystemExit: after --help (0), or with a line on the standard error for arguments that make no sense (2).
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(Command, prog="resode", description=_DESCRIPTION, args=arguments)
-    except InvalidInput as problem:
-        _complain(str(problem))
-        raise SystemExit(2) from problem
-    except SystemExit as leave:
-        if leave.code:
-            _complain(_first_paragraph(said.getvalue()))
-        raise
-
-
-_DESCRIPTION = "Residual dynamics: one branch, run as a ResNet or as a neural ODE, and analysed as both."
-
-
-def _first_paragraph(box: str) -> str:
-    """The message in the box that tyro draws, as one line, without tyro's name of the place."""
-    kept: list[str] = []
-    for line in box.splitlines():
-        if line.startswith("╭"):
-            continue
-        text = line.strip("│╰╯─ ")
-        if not text:
-            break
-        kept.append(text)
-    return re.sub(r"^Error parsing \S+: ", "", " ".join(kept)) or box.strip()
-
-
-def _complain(message: str) -> None:
-    print(f"resode: {' '.join(message.split())}", file=sys.stderr)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; what the user can mend is one line on the standard error, and a non-zero exit."""
-    command = parse(arguments)
-    try:
+    description = "Residual dynamics: one branch, run as a ResNet or as a neural ODE, and analysed as both."
+    command = read_arguments(Command, "resode", description, arguments)
+    with one_line_errors("resode"):
         command.run()
-    except ResodeError as problem:
-        _complain(str(problem))
-        sys.exit(1)
-    except KeyboardInterrupt:
-        _complain("stopped; the same command goes on from the last checkpoint")
-        sys.exit(130)

@@ -8,11 +8,10 @@ other numbers of steps. All of it goes into one run folder and one report.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from resode import plots, runs
-from resode.data.augment import Augment
 from resode.dynamics import dynamics
 from resode.limits.convergence import convergence
 from resode.nets import Architecture
@@ -40,12 +39,12 @@ class Demo:
     seeds: tuple[int, ...] = (0, 1, 2)
     architectures: Mapping[str, Architecture] = field(
         default_factory=lambda: {
-            "residual net": Architecture(net="resnet", depth=56, width=8, kind="preact"),
-            "plain net": Architecture(net="plain", depth=56, width=8),
-            "ODE net": Architecture(net="odenet", width=8, kind="preact", solver="rk4", steps=4),
+            "residual net": Architecture(net="resnet", depth=44, kind="preact"),
+            "plain net": Architecture(net="plain", depth=44),
+            "ODE net": Architecture(net="odenet", kind="preact", solver="rk4", steps=4),
         }
     )
-    stack: Stack = field(default_factory=lambda: Stack(augment=Augment(crop=1)))
+    stack: Stack = field(default_factory=Stack)
     data: Data = field(default_factory=Data)
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=10, batch_size=64, lr=0.1, warmup=1.0))
 
@@ -157,15 +156,15 @@ def _degradation(results: Mapping[str, list[Mapping[str, Any]]]) -> str:
         residual["train"]["accuracy"] - plain["train"]["accuracy"]
         for residual, plain in zip(results["residual net"], results["plain net"], strict=True)
     ]
-    said = ", ".join(f"{100 * gap:.0f}" for gap in gaps)
+    points = ", ".join(f"{100 * gap:.0f}" for gap in gaps)
     if min(gaps) >= GAP:
         return (
-            f"Degradation: without shortcuts, the same layers hardly train. The plain net's training accuracy lies {said} "
-            "points below the residual net's (one number a seed), so this is no matter of overfitting."
+            f"Degradation: the plain net's training accuracy lies {points} points below the residual net's (one number "
+            "a seed). Without shortcuts the same layers hardly train; overfitting has no part in it."
         )
     return (
-        f"No clear degradation this time: the plain net's training accuracy lies {said} points below the residual net's "
-        f"(one number a seed), and not at least {100 * GAP:.0f} points on each. A deeper plain net would show it."
+        f"No clear degradation: the plain net's training accuracy lies {points} points below the residual net's (one "
+        f"number a seed), where at least {100 * GAP:.0f} on each seed were expected. A deeper plain net would show it."
     )
 
 
@@ -173,27 +172,21 @@ def _what_lesions_show(tables: Mapping[str, Mapping[str, Any]]) -> str:
     said = []
     for name, table in tables.items():
         rises = [step["error"] - table["error"] for step in table["lesions"] if step["error"] is not None]
-        median = sorted(rises)[len(rises) // 2]
-        said.append(f"{name}: {100 * median:.1f} points (at most {100 * max(rises):.0f})")
+        said.append(f"{name} {100 * median(rises):.1f} points (at most {100 * max(rises):.0f})")
     return (
-        "How much the error rises when one step is deleted without retraining, in the median over the steps — "
-        + "; ".join(said)
-        + ". A step of a residual net can be missed because paths around it remain; a plain net has but one path, "
-        "and deleting an interval of time from an ODE net takes away that share of the flow."
+        f"Rise of the error when one step is deleted and nothing retrained, median over the steps: {', '.join(said)}. "
+        "Where a residual net loses a block, half of its paths remain; a plain net has but one path; an ODE net loses "
+        "that interval of its flow."
     )
 
 
 def _what_steps_show(table: Mapping[str, Any]) -> str:
-    trained = table["trained"][0][1]
+    solver, trained = table["trained"][0]
     by_steps = {e["steps"]: e for e in table["evaluations"]}
-    finest = by_steps[max(by_steps)]
-    said = (
-        f"Trained with {trained} steps of {table['trained'][0][0]}, evaluated with others. With {finest['steps']} steps the "
-        f"accuracy is {finest['accuracy']:.1%}"
-    )
-    if trained in by_steps:
-        said += f", with the {trained} of its training {by_steps[trained]['accuracy']:.1%}"
-    return said + (
-        f". The logits' distance from the reference solve ({table['reference_steps']} steps) falls as the steps get "
-        "finer: where it is small at the trained number of steps, the net is near the flow of an ODE."
+    own, finest = by_steps[trained], by_steps[max(by_steps)]
+    return (
+        f"Trained with {trained} steps of {solver} in each block (accuracy {own['accuracy']:.1%}) and evaluated, "
+        f"as it is, with others (with {finest['steps']}: {finest['accuracy']:.1%}). At {trained} steps the logits are "
+        f"{own['logit_error']:.1%} away from a reference solve of {table['reference_steps']} steps: a net near the "
+        "flow of an ODE loses nothing on a finer grid."
     )

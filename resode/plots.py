@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -23,7 +23,8 @@ def new_figure(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: f
     return Figure(figsize=(columns * width, rows * height), layout="constrained", dpi=150)
 
 
-def _clean(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """The frame and grid that all our panels have."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -57,7 +58,7 @@ def training(histories: Mapping[str, Records]) -> Figure:
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _clean(axes)
+        tidy(axes)
         if key == "train_accuracy":
             axes.set_ylim(0, 1.02)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -80,7 +81,7 @@ def lesions(tables: Mapping[str, Mapping[str, Any]], chance: float | None = None
         steps = table["lesions"]
         _shade_stages(axes, [step["stage"] for step in steps])
         made = [(i, step["error"]) for i, step in enumerate(steps) if step["error"] is not None]
-        axes.bar([i for i, _ in made], [error for _, error in made], color=colour, width=0.8, label="one step deleted")
+        axes.bar([i for i, _ in made], [error for _, error in made], color=colour, width=0.8)
         axes.axhline(table["error"], color="black", linewidth=1.0, linestyle="--", label="none deleted")
         if chance is not None:
             axes.axhline(chance, color=GREY, linewidth=1.0, linestyle=":", label="guessing")
@@ -92,10 +93,19 @@ def lesions(tables: Mapping[str, Mapping[str, Any]], chance: float | None = None
         axes.set_ylabel("error")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _clean(axes)
-        axes.legend(frameon=False, fontsize=7, ncols=4, loc="upper right", bbox_to_anchor=(1.0, 1.2))
+        tidy(axes)
     panels[-1].set_xlabel("index of the deleted step (shading: stages)")
+    figure.legend(*_legend(panels), frameon=False, fontsize=8, ncols=4, loc="outside upper right")
     return figure
+
+
+def _legend(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
+    """Handles and labels of all the panels, each label once."""
+    found = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
 
 
 def _shade_stages(axes: Axes, stages: Sequence[int]) -> None:
@@ -122,15 +132,15 @@ def convergence(table: Mapping[str, Any]) -> Figure:
         accuracy.plot(steps, [e["accuracy"] for e in rows], **style)
     accuracy.axhline(table["reference_accuracy"], color="black", linewidth=1.0, linestyle="--", label="reference")
     trained = sorted({steps for _, steps in table["trained"]})
+    ticks = sorted({e["steps"] for e in table["evaluations"]})
     for axes in (error, accuracy):
         for steps in trained:
             axes.axvline(steps, color=GREY, linewidth=1.0, linestyle=":", label=f"trained with {steps}")
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
+        axes.set_xticks(ticks, [str(steps) for steps in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.set_xlabel("steps in each ODE block")
-        _clean(axes)
+        tidy(axes)
     error.set_yscale("log")
     error.set_ylabel("relative error of the logits")
     accuracy.set_ylabel("test accuracy")
@@ -158,5 +168,5 @@ def trajectories(paths: Sequence[Sequence[Sequence[float]]], labels: Sequence[in
     axes.set_xlabel("$h_1$")
     axes.set_ylabel("$h_2$")
     axes.set_aspect("equal", adjustable="datalim")
-    _clean(axes)
+    tidy(axes)
     return figure
