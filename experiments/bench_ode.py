@@ -95,7 +95,7 @@ def work(solve: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
     begin = time.perf_counter()
     loss = solve(x).square().mean()
     loss.backward()
-    value = float(loss)  # waits for the device
+    value = float(loss.detach())  # waits for the device
     return time.perf_counter() - begin, value
 
 

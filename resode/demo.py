@@ -41,7 +41,7 @@ class Demo:
         default_factory=lambda: {
             "residual net": Architecture(net="resnet", depth=44, kind="preact"),
             "plain net": Architecture(net="plain", depth=44),
-            "ODE net": Architecture(net="odenet", kind="preact", solver="rk4", steps=4),
+            "ODE net": Architecture(net="odenet", kind="preact", solver="heun", steps=4),
         }
     )
     stack: Stack = field(default_factory=Stack)

@@ -121,27 +121,37 @@ def dynamics(model: nn.Module, example: Tensor | None = None) -> ResidualDynamic
 
     Args:
         model: one of our nets; a ``ResidualBlock`` or ``ODEBlock``; or an ``nn.Sequential`` of these, with whatever
-            modules before (the stem), between (transitions) and after (the head).
+            modules before (the stem), between (transitions) and after (the head). It is read as it stands in
+            evaluation mode.
         example: an input on which to check that the steps together are the model, in evaluation mode.
 
     Raises:
         InvalidInput: for a model that cannot be read (with the module in question), an ODE block without a fixed
             grid, or a view that differs from its model on ``example``.
     """
-    view = _read_net(model) if isinstance(model, Net) else _read_sequence(model)
-    if example is not None:
-        with view.evaluation():
-            seen, expected = view(example), model(example)
-        if not torch.allclose(seen, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
-            off = float((seen - expected).abs().max())
-            raise InvalidInput(f"the steps read from {type(model).__name__} differ from it by {off:g} on the example")
+    with evaluating(model):
+        view = _read_net(model) if isinstance(model, Net) else _read_sequence(model)
+        if example is not None:
+            _require_equal(view(example), model(example), type(model).__name__)
     return view
 
 
+def _require_equal(seen: Tensor, expected: Tensor, name: str) -> None:
+    if seen.shape != expected.shape:
+        raise InvalidInput(
+            f"the steps read from {name} give {tuple(seen.shape)} on the example, and it gives {tuple(expected.shape)}"
+        )
+    if not torch.allclose(seen, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
+        off = float((seen - expected).abs().max())
+        raise InvalidInput(f"the steps read from {name} differ from it by {off:g} on the example")
+
+
 def _read_net(net: Net) -> ResidualDynamics:
+    stages = [list(_flat(stage)) for stage in net.stages]
+    _refuse_hidden(net, [module for stage in stages for module in stage])
     steps = [
         step
-        for index, stage in enumerate(net.stages)
+        for index, stage in enumerate(stages)
         for position, module in enumerate(stage)
         for step in _read_module(module, index, f"{index + 1}.{position + 1}")
     ]
@@ -150,14 +160,12 @@ def _read_net(net: Net) -> ResidualDynamics:
 
 def _read_sequence(model: nn.Module) -> ResidualDynamics:
     modules = list(_flat(model))
+    _refuse_hidden(model, modules)
     places = [i for i, module in enumerate(modules) if isinstance(module, _READABLE)]
     if not places:
-        found = ", ".join(sorted({type(module).__name__ for module in modules}))
-        raise InvalidInput(
-            f"cannot read a {type(model).__name__} as steps: it holds {found}, and none of "
-            f"{', '.join(kind.__name__ for kind in _READABLE)}; describe it by hand with ResidualDynamics(stem, steps, "
-            "head)"
-        )
+        found = ", ".join(sorted({type(module).__name__ for module in modules})) or "nothing"
+        readable = ", ".join(kind.__name__ for kind in _READABLE)
+        raise _unreadable(model, f"it holds {found}, and none of {readable}")
     first, last = places[0], places[-1]
     steps = [step for i in range(first, last + 1) for step in _read_module(modules[i], 0, str(i - first + 1))]
     stem, head = nn.Sequential(*modules[:first]), nn.Sequential(*modules[last + 1 :])
@@ -173,6 +181,21 @@ def _flat(module: nn.Module) -> Iterator[nn.Module]:
 
 
 _READABLE = (ResidualBlock, ODEBlock, PlainLayer)
+
+
+def _refuse_hidden(model: nn.Module, modules: list[nn.Module]) -> None:
+    for module in modules:
+        if not isinstance(module, _READABLE) and any(isinstance(part, _READABLE) for part in module.modules()):
+            raise _unreadable(
+                model, f"the steps within {type(module).__name__} stand in an order that only its forward knows"
+            )
+
+
+def _unreadable(model: nn.Module, why: str) -> InvalidInput:
+    return InvalidInput(
+        f"cannot read a {type(model).__name__} as steps: {why}; describe it by hand with "
+        "ResidualDynamics(stem, steps, head)"
+    )
 
 
 def _read_module(module: nn.Module, stage: int, label: str) -> Iterator[Step]:

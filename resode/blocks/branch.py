@@ -15,7 +15,9 @@ branch ends with path dropout (stochastic depth) when the stack asks for it.
 
 Time reaches a branch in one of three ways: ``none``; ``concat``, a constant channel of value t before every
 convolution, computed as the map t·K (Chen et al. 2018 concatenate); ``film``, a scale and shift by an embedding of t
-after every norm.
+after every norm. A batch or instance norm removes what is constant over all that it averages, so of a time channel in
+the convolution before it only the borders remain (and nothing in a linear layer or a 1×1 convolution, whose weights
+for t then get no gradient): with those norms ``film`` lets more of t through.
 """
 
 from collections.abc import Iterator
@@ -156,17 +158,21 @@ class _Parts:
         yield self.path()
 
     def mlp(self, c: int, w: int, o: int) -> Iterator[nn.Module]:
-        yield self.stack.linear_layer(c, w, time=self.concat, depth=self.depth)
+        yield self.linear(c, w)
         yield from self.norm(w)
         yield self.act()
         yield self.drop()
-        yield self.stack.linear_layer(w, o, time=self.concat, depth=self.depth)
+        yield self.linear(w, o, bias=True)
         yield self.path()
 
     def conv(self, c: int, o: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
         if stride > 1 and self.size is not None:
             self.size = (-(-self.size[0] // stride), -(-self.size[1] // stride))
         return self.stack.conv_layer(c, o, kernel, stride=stride, groups=groups, time=self.concat, depth=self.depth)
+
+    def linear(self, c: int, o: int, bias: bool | None = None) -> nn.Module:
+        bias = self.stack.norm == "none" if bias is None else bias
+        return self.stack.linear_layer(c, o, time=self.concat, depth=self.depth, bias=bias)
 
     def norm(self, channels: int) -> Iterator[nn.Module]:
         yield self.stack.norm_layer(channels, self.size)

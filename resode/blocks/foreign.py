@@ -7,7 +7,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torchvision.ops import StochasticDepth
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torchvision.ops import DropBlock2d, StochasticDepth
 
 from resode.errors import InvalidInput
 from resode.layers.dropout import Dropout
@@ -34,14 +36,25 @@ def refuse_foreign(branch: nn.Module) -> None:
             )
 
 
+_RANDOM = (_DropoutNd, StochasticDepth, DropBlock2d, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+
+
 def _objection(layer: nn.Module) -> str | None:
     if isinstance(layer, _BatchNorm) and not isinstance(layer, BatchNorm):
         return "updates its running statistics at every evaluation"
     if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
         return "updates its running statistics at every evaluation"
-    if isinstance(layer, (_DropoutNd, StochasticDepth, nn.RReLU)):
+    if isinstance(layer, _RANDOM) or _is_drop_path(layer):
         return "draws at random at every evaluation"
+    if isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and layer.dropout > 0:
+        return "draws at random at every evaluation (it has dropout)"
+    if any(isinstance(part, _SpectralNorm | SpectralNorm) for part in (layer, *layer._forward_pre_hooks.values())):
+        return "changes its estimate of the weight's norm at every evaluation"
     return None
+
+
+def _is_drop_path(layer: nn.Module) -> bool:
+    return type(layer).__name__ == "DropPath" and hasattr(layer, "drop_prob")  # timm's, and the copies of it
 
 
 def convert(module: nn.Module) -> nn.Module:
@@ -49,21 +62,24 @@ def convert(module: nn.Module) -> nn.Module:
 
     Raises:
         InvalidInput: for a layer that has no counterpart here (alpha dropout, RReLU, an instance norm with running
-            statistics).
+            statistics, an attention or recurrent layer with dropout, a spectral norm, …).
     """
     if _objection(module):
         return _counterpart(module)
     module = copy.deepcopy(module)
-    for name, layer in list(module.named_modules()):
+    ours: dict[nn.Module, nn.Module] = {}  # a layer that stands in several places stays one layer
+    for name, layer in list(module.named_modules(remove_duplicate=False)):
         if _objection(layer):
             parent, _, child = name.rpartition(".")
-            setattr(module.get_submodule(parent), child, _counterpart(layer))
+            if layer not in ours:
+                ours[layer] = _counterpart(layer)
+            setattr(module.get_submodule(parent), child, ours[layer])
     return module
 
 
 def _counterpart(layer: nn.Module) -> nn.Module:
-    for kind, make in _COUNTERPARTS:
-        if isinstance(layer, kind):
+    for fits, make in _COUNTERPARTS:
+        if fits(layer):
             return make(layer).train(layer.training)
     raise InvalidInput(
         f"{type(layer).__name__} has no counterpart that is fixed within a solve: use one of resode.layers instead"
@@ -72,16 +88,25 @@ def _counterpart(layer: nn.Module) -> nn.Module:
 
 def _batch_norm(layer: _BatchNorm) -> BatchNorm:
     ours = BatchNorm(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
-    held = next(iter([*layer.parameters(), *layer.buffers()]), None)
-    if held is not None:
-        ours = ours.to(held.device, held.dtype)
-    ours.load_state_dict(layer.state_dict())
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        setattr(ours, name, copy.deepcopy(getattr(layer, name)))
     return ours
 
 
-_COUNTERPARTS: list[tuple[type | tuple[type, ...], Callable[[nn.Module], nn.Module]]] = [
-    (_BatchNorm, _batch_norm),
-    ((nn.Dropout2d, nn.Dropout3d, nn.Dropout1d), lambda layer: Dropout(layer.p, "spatial")),
-    (nn.Dropout, lambda layer: Dropout(layer.p, "unit")),
-    (StochasticDepth, lambda layer: Dropout(layer.p, "path" if layer.mode == "row" else "unit")),
+_COUNTERPARTS: list[tuple[Callable[[nn.Module], bool], Callable[[nn.Module], nn.Module]]] = [
+    (lambda layer: isinstance(layer, _BatchNorm), _batch_norm),
+    (
+        lambda layer: isinstance(layer, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d),
+        lambda layer: Dropout(layer.p, "spatial"),
+    ),
+    (lambda layer: isinstance(layer, nn.Dropout), lambda layer: Dropout(layer.p, "unit")),
+    (
+        # Its other mode drops the whole batch together, as nothing of ours does.
+        lambda layer: isinstance(layer, StochasticDepth) and layer.mode == "row",
+        lambda layer: Dropout(layer.p, "path"),
+    ),
+    (
+        lambda layer: _is_drop_path(layer) and getattr(layer, "scale_by_keep", True),
+        lambda layer: Dropout(layer.drop_prob or 0.0, "path"),
+    ),
 ]

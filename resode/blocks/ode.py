@@ -1,7 +1,9 @@
 """The ODE block: h(t1) from h(t0) = x, where dh/dt = f(t, h)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +39,7 @@ def check_solver(
     """
     choose(solver, SOLVERS, "solver")
     choose(gradient, GRADIENTS, "gradient mode")
-    if not isinstance(steps, int) or steps < 1:
-        raise InvalidInput(f"steps is {steps!r}: a whole number of at least 1 is expected")
+    _check_count(steps, "steps")
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is None:
             continue
@@ -48,8 +49,13 @@ def check_solver(
                 f"{name} is {value:g}, and {solver} makes fixed steps: leave {name} out, or choose one of "
                 f"{', '.join(ADAPTIVE)}"
             )
-    if not t0 < t1:
-        raise InvalidInput(f"an ODE block from t0 = {t0:g} to t1 = {t1:g}: t1 must be the larger")
+    if not -math.inf < t0 < t1 < math.inf:
+        raise InvalidInput(f"an ODE block from t0 = {t0:g} to t1 = {t1:g}: t1 must be the larger, and both finite")
+
+
+def _check_count(value: int, what: str) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise InvalidInput(f"{what} is {value!r}: a whole number of at least 1 is expected")
 
 
 class ODEBlock(nn.Module):
@@ -96,8 +102,10 @@ class ODEBlock(nn.Module):
     ) -> None:
         super().__init__()
         check_solver(solver, steps, rtol, atol, t0, t1, gradient)
-        if mask_intervals < 1:
-            raise InvalidInput(f"mask_intervals is {mask_intervals}: at least 1 is needed")
+        _check_count(mask_intervals, "mask_intervals")
+        if knots is None:
+            knots = steps + 1 if solver in TABLEAUX else ADAPTIVE_KNOTS
+        _check_count(knots, "knots")
         _refuse_other_shape(branch)
         refuse_foreign(branch)
         _refuse_nested(branch)
@@ -106,8 +114,7 @@ class ODEBlock(nn.Module):
         self.t0, self.t1, self.gradient = t0, t1, gradient
         self.mask_intervals = mask_intervals
         self.stats = SolveStats()
-        count = knots or (steps + 1 if solver in TABLEAUX else ADAPTIVE_KNOTS)
-        index_statistics(branch, uniform_grid(t0, t1, count - 1) if count > 1 else (t0,))
+        index_statistics(branch, uniform_grid(t0, t1, knots - 1) if knots > 1 else (t0,))
         self.scheme()  # a grid that steps over a breakpoint is refused here, before anything is computed
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,12 +130,12 @@ class ODEBlock(nn.Module):
         every one of the times.
 
         Raises:
-            InvalidInput: for times outside [t0, t1] or not increasing.
+            InvalidInput: for times outside [t0, t1], decreasing, or none.
         """
         times = [float(t) for t in times]
-        if not times or times != sorted(times) or times[0] < self.t0 or times[-1] > self.t1:
+        if not times or not all(a <= b for a, b in pairwise([self.t0, *times, self.t1])):
             raise InvalidInput(
-                f"times of a trajectory must increase within [{self.t0:g}, {self.t1:g}]; got {times or 'none'}"
+                f"times of a trajectory must lie in [{self.t0:g}, {self.t1:g}] and not decrease; got {times or 'none'}"
             )
         with self._solving() as f:
             return torch.stack(list(self._states(f, self.scheme(), x, times)))

@@ -31,7 +31,7 @@ def current() -> "SolveContext | None":
 class Absorbs(Protocol):
     """A layer that takes the batch moments of a whole solve at its end (our batch norm)."""
 
-    def absorb(self, times: list[float], means: list[Tensor], variances: list[Tensor]) -> None: ...
+    def absorb(self, times: list[float], means: list[Tensor], variances: list[Tensor], whole: bool) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ class SolveContext:
         for moments in self._accepted:
             by_layer.setdefault(moments.layer, []).append(moments)
         for layer, met in by_layer.items():
-            layer.absorb([m.t for m in met], [m.mean for m in met], [m.variance for m in met])
+            moments = [m.mean for m in met], [m.variance for m in met]
+            layer.absorb([m.t for m in met], *moments, whole=not self.single)
         self._accepted.clear()
         self.recording = False
 

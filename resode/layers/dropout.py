@@ -58,7 +58,7 @@ def cutout_mask(x: Tensor, p: float) -> Tensor:
     batch, height, width = (x.shape[0], 1, x.shape[1]) if x.ndim == 2 else (x.shape[0], x.shape[-2], x.shape[-1])
     rows = max(1, math.ceil(math.sqrt(p) * height))
     columns = p * height * width / rows
-    uniform = torch.rand(4, batch, dtype=torch.float64, device=x.device)
+    uniform = torch.rand(3, batch, dtype=torch.float64, device=x.device)
     wide = torch.floor(columns + uniform[0])
     top = torch.floor(uniform[1] * height)
     left = torch.floor(uniform[2] * width)
@@ -84,8 +84,13 @@ def dropout(x: Tensor, p: float, kind: str = "unit", training: bool = True, inve
         kind: "unit", "spatial", "cutout" or "path".
         training: draw a mask; otherwise the deterministic form of evaluation.
         inverted: see the head of this module.
+
+    Raises:
+        InvalidInput: for p outside [0, 1) or an unknown kind.
     """
-    return _apply(x, p, MASKS[choose(kind, MASKS, "dropout of a state")](x, p) if training else None, inverted)
+    draw = MASKS[choose(kind, MASKS, "dropout of a state")]
+    probability(p, "dropout p")
+    return _apply(x, p, draw(x, p) if training else None, inverted)
 
 
 def _apply(x: Tensor, p: float, mask: Tensor | None, inverted: bool) -> Tensor:

@@ -16,6 +16,7 @@ States of shape (B, C) are taken as images of one pixel: batch over B; layer and
 group of channels; instance has nothing to average over and is refused.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
@@ -109,7 +110,7 @@ class InstanceNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x[0, 0].numel() < 2:
+        if math.prod(x.shape[2:]) < 2:
             raise InvalidInput(
                 f"instance norm averages over the pixels of a channel, and a state of shape {tuple(x.shape)} has "
                 "one: use larger images, fewer stages, or another norm"
@@ -149,12 +150,15 @@ class BatchNorm(_BatchNorm):
             InvalidInput: when the times do not increase, or there are none.
         """
         knots = tuple(float(t) for t in times)
-        if not knots or any(right <= left for left, right in pairwise(knots)):
+        if not knots or not all(left < right for left, right in pairwise(knots)):
             raise InvalidInput(f"knots {knots} of batch norm: at least one is needed, and they must increase")
         if self.track_running_stats:
             for name in ("running_mean", "running_var"):
                 held = torch.stack([self._at(getattr(self, name), t) for t in knots])
                 setattr(self, name, held[0] if len(knots) == 1 else held)
+            # How many batches each knot has met, as for the mean of all batches (momentum None).
+            batches = self.num_batches_tracked.amin()
+            self.num_batches_tracked = batches if len(knots) == 1 else batches.repeat(len(knots))
         self.knots = knots
 
     def statistics(self, t: float) -> tuple[Tensor, Tensor]:
@@ -192,13 +196,21 @@ class BatchNorm(_BatchNorm):
         return self.running_mean if len(self.knots) == 1 else self.running_mean[0]
 
     @torch.no_grad()
-    def absorb(self, times: list[float], means: list[Tensor], variances: list[Tensor]) -> None:
-        """Make the momentum update from all the moments (n of shape (C,)) that one solve met at ``times``."""
-        self.num_batches_tracked.add_(1)
-        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        weights = torch.tensor(scatter_weights(times, self.knots), dtype=means[0].dtype, device=means[0].device)
-        for held, met in ((self.running_mean, means), (self.running_var, variances)):
-            held.lerp_((weights @ torch.stack(met)).view_as(held), momentum)
+    def absorb(self, times: list[float], means: list[Tensor], variances: list[Tensor], whole: bool) -> None:
+        """Make the momentum update from all the moments (n of shape (C,)) met at ``times``.
+
+        Args:
+            whole: they are those of a whole solve, so that every knot is updated. Otherwise (a tied residual block,
+                which meets its own t alone) only the knots near ``times`` are.
+        """
+        rows = scatter_weights(times, self.knots, whole)
+        weights = torch.tensor(rows, dtype=means[0].dtype, device=means[0].device)
+        met = weights.sum(1)
+        self.num_batches_tracked.add_((met > 0).view_as(self.num_batches_tracked))
+        momentum = 1.0 / self.num_batches_tracked.clamp(min=1) if self.momentum is None else self.momentum
+        share = (met * momentum).unsqueeze(1)
+        for held, moments in ((self.running_mean, means), (self.running_var, variances)):
+            held.lerp_((weights @ torch.stack(moments)).view_as(held), share.expand(-1, held.shape[-1]).view_as(held))
 
 
 def index_statistics(branch: nn.Module, times: Sequence[float]) -> None:
@@ -224,8 +236,11 @@ def hat_weights(t: float, knots: Sequence[float]) -> list[tuple[int, float]]:
     return [(right - 1, 1.0 - share), (right, share)]
 
 
-def scatter_weights(times: Sequence[float], knots: Sequence[float]) -> list[list[float]]:
-    """Rows (one a knot) of weights over ``times`` that sum to 1: hat averages, or the visited neighbours'."""
+def scatter_weights(times: Sequence[float], knots: Sequence[float], whole: bool = True) -> list[list[float]]:
+    """Rows (one a knot) of weights over ``times`` that sum to 1: hat averages, or the visited neighbours'.
+
+    If not ``whole``, the rows of knots that no time came near are 0 instead.
+    """
     rows = [[0.0] * len(times) for _ in knots]
     for i, t in enumerate(times):
         for k, w in hat_weights(t, knots):
@@ -234,6 +249,8 @@ def scatter_weights(times: Sequence[float], knots: Sequence[float]) -> list[list
     for k in visited:
         total = sum(rows[k])
         rows[k] = [w / total for w in rows[k]]
+    if not whole:
+        return rows
     seen = [knots[k] for k in visited]
     for k in set(range(len(knots))).difference(visited):
         near = [(w, rows[visited[j]]) for j, w in hat_weights(knots[k], seen)]
@@ -241,9 +258,12 @@ def scatter_weights(times: Sequence[float], knots: Sequence[float]) -> list[list
     return rows
 
 
-def group_count(channels: int, most: int = 8) -> int:
-    """The largest divisor of ``channels`` that is at most ``most``."""
-    return next(g for g in range(min(most, channels), 0, -1) if channels % g == 0)
+def group_count(channels: int, most: int = 8, least: int = 4) -> int:
+    """The largest number of equal groups, at most ``most``, with at least ``least`` channels each (1 if none has).
+
+    On vectors (B, C) a group of one channel would lose its input, and one of two would keep no more than a sign.
+    """
+    return next((g for g in range(most, 1, -1) if channels % g == 0 and channels // g >= least), 1)
 
 
 def make_norm(name: str, channels: int, size: tuple[int, int] | None = None, affine: str = "channel") -> nn.Module:

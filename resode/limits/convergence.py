@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resode.blocks.ode import ODEBlock, solver_settings
+from resode.blocks.ode import ODEBlock, check_solver, solver_settings
 from resode.blocks.solvers import TABLEAUX
 from resode.errors import InvalidInput, choose
 from resode.nets.net import evaluating
@@ -87,7 +87,8 @@ def convergence(
         reference_steps: steps of rk4 in the reference; twice the largest of ``steps`` if None.
 
     Raises:
-        InvalidInput: for a net without ODE blocks, an unknown or adaptive solver, steps below 1, or no data.
+        InvalidInput: for a net without ODE blocks, an unknown or adaptive solver, no steps or steps below 1, or no
+            data.
     """
     blocks = [block for block in net.modules() if isinstance(block, ODEBlock)]
     if not blocks:
@@ -96,8 +97,12 @@ def convergence(
         )
     own = blocks[0].solver if blocks[0].solver in TABLEAUX else "rk4"
     solvers = tuple(choose(s, TABLEAUX, "fixed-step solver") for s in (solvers or (own,)))
+    if not steps:
+        raise InvalidInput("convergence needs numbers of steps to evaluate the net with, and there is none")
+    reference_steps = 2 * max(steps) if reference_steps is None else reference_steps
+    for n in (*steps, reference_steps):
+        check_solver("rk4", n)
     data = list(data)
-    reference_steps = reference_steps or 2 * max(steps)
     plans = [("rk4", reference_steps), *((solver, n) for solver in solvers for n in sorted(steps))]
     found = [
         (solver, n, *_evaluate(net, data, solver, n))

@@ -56,8 +56,9 @@ def build(config: NetConfig, seed: int | None = None) -> Net:
         seed: draw the parameters from this seed, and leave the global random state as it is.
     """
     if seed is not None:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        # The parameters are drawn on the CPU: the other devices' random states need no care.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             return build(config)
     net = _BUILDERS.get(config.net, build_staged)(config)
     for layer in net.modules():

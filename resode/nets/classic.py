@@ -20,7 +20,7 @@ def plain_layer(
         options: stride and padding of the convolution.
     """
     first = (
-        stack.linear_layer(c, o, depth=depth)
+        stack.linear_layer(c, o, depth=depth, bias=stack.norm == "none")
         if size is None
         else stack.conv_layer(c, o, kernel, depth=depth, **options)
     )

@@ -1,5 +1,6 @@
 """What a net is: its settings, checked when they are made, and nothing built yet."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -8,7 +9,7 @@ from resode.blocks.branch import KINDS, TIMES
 from resode.blocks.ode import check_solver
 from resode.blocks.residual import SHORTCUTS, make_scale
 from resode.data.augment import Augment
-from resode.errors import InvalidInput, choose
+from resode.errors import InvalidInput, choose, positive
 from resode.stack import Dropout, Stack
 
 NETS = ("lenet5", "alexnet", "vgg", "plain", "resnet", "odenet")
@@ -66,9 +67,13 @@ class Architecture:
         choose(self.shortcut, SHORTCUTS, "shortcut")
         choose(self.time, TIMES, "time conditioning")
         make_scale(self.scale, 1)
-        for name in ("width", "blocks", "mask_intervals"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name} is {getattr(self, name)}: at least 1 is needed")
+        if not isinstance(self.scale, str) and not math.isfinite(self.scale):
+            raise InvalidInput(f"scale is {self.scale}: a finite number is expected")
+        if self.expansion is not None:
+            positive(self.expansion, "expansion")
+        for name in ("depth", "width", "blocks", "mask_intervals"):
+            if not _whole(getattr(self, name)):
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}: a whole number of at least 1 is needed")
         if self.net in ("plain", "resnet") and (self.depth < 8 or (self.depth - 2) % 6):
             near = max(8, 6 * round((self.depth - 2) / 6) + 2)
             raise InvalidInput(
@@ -77,7 +82,7 @@ class Architecture:
             )
         for steps in each(self.steps):
             check_solver(self.solver, steps, self.rtol, self.atol, gradient=self.gradient)
-        if any(n < 1 for n in each(self.convs)) or len(each(self.convs)) not in (1, self.blocks):
+        if not all(map(_whole, each(self.convs))) or len(each(self.convs)) not in (1, self.blocks):
             raise InvalidInput(f"convs is {self.convs} for {self.blocks} blocks of vgg: one number, or one a block")
 
 
@@ -134,11 +139,12 @@ class NetConfig(Architecture):
             InvalidInput: for a name that is no setting, or a value that makes no sense.
         """
         stack = dict(values.get("stack", {}))
-        unknown = set(values) - {f.name for f in fields(cls)} | set(stack) - {f.name for f in fields(Stack)}
+        parts = {name: dict(stack.get(name, {})) for name in ("dropout", "augment")}
+        held = {cls: values, Stack: stack, Dropout: parts["dropout"], Augment: parts["augment"]}
+        unknown = [name for kind, given in held.items() for name in set(given) - {f.name for f in fields(kind)}]
         if unknown:
             raise InvalidInput(f"unknown settings of a net: {', '.join(sorted(unknown))}")
-        for name, kind in (("dropout", Dropout), ("augment", Augment)):
-            stack[name] = kind(**stack.get(name, {}))
+        stack |= {"dropout": Dropout(**parts["dropout"]), "augment": Augment(**parts["augment"])}
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "stack"}
         return cls(**plain, stack=Stack(**stack))
 
@@ -149,7 +155,11 @@ class NetConfig(Architecture):
 
 def each(value: int | tuple[int, ...]) -> tuple[int, ...]:
     """One number, or one for each part of a net, as a tuple."""
-    return (value,) if isinstance(value, int) else tuple(value)
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
 
 
 def _least_size(config: NetConfig) -> int:

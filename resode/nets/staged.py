@@ -7,7 +7,7 @@ the points themselves.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -18,6 +18,7 @@ from resode.layers.norm import index_statistics
 from resode.nets.classic import plain_layer, pooled_head
 from resode.nets.config import NetConfig, each
 from resode.nets.net import Net
+from resode.stack import Dropout, Stack
 
 Size = tuple[int, int] | None
 
@@ -30,7 +31,7 @@ def build_staged(config: NetConfig) -> Net:
         stages = [nn.Sequential(*_Stage(config, 0, c, c, None).steps())]
         return Net(stack.input_dropout_layer(), stages, nn.Linear(c, config.classes))
     size, c, o = config.size, config.width, config.width
-    stem = [stack.input_dropout_layer(), stack.conv_layer(config.channels, c, 3)]
+    stem = [stack.input_dropout_layer(), _without_dropout(stack).conv_layer(config.channels, c, 3)]
     if config.net == "plain" or config.kind in POST_ACTIVATION:
         # A pre-activation branch begins with the norm and the activation itself.
         stem += [stack.norm_layer(c, size), stack.activation_layer()]
@@ -42,6 +43,11 @@ def build_staged(config: NetConfig) -> Net:
     activated = config.net != "odenet" and (config.net == "plain" or config.kind in POST_ACTIVATION)
     last = [] if activated else [stack.norm_layer(c, size), stack.activation_layer()]
     return Net(nn.Sequential(*stem), stages, pooled_head(config, c, *last))
+
+
+def _without_dropout(stack: Stack) -> Stack:
+    """``stack`` for what is no branch, the stem and the shortcuts: nothing is dropped there."""
+    return replace(stack, dropout=Dropout())
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,9 @@ class _Stage:
 
     @property
     def blocks(self) -> int:
-        """Residual blocks of a stage, the one that changes the shape included."""
+        """Blocks of a stage, the one that changes the shape included; the ODE block counts as one."""
+        if self.config.net == "odenet":
+            return 1 if self.c == self.o else 2
         return (self.config.depth - 2) // (2 * self.config.stages)
 
     def depth(self, done: float) -> float:
@@ -103,7 +111,7 @@ class _Stage:
             size=self.size,
             depth=self.depth(1 / self.blocks),
         )
-        shortcut = make_shortcut(config.shortcut, self.c, self.o, self.stride, stack, self.out_size)
+        shortcut = make_shortcut(config.shortcut, self.c, self.o, self.stride, _without_dropout(stack), self.out_size)
         return ResidualBlock(branch, shortcut, post=self.post())
 
     def residual_blocks(self) -> Iterator[ResidualBlock]:

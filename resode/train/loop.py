@@ -1,18 +1,20 @@
 """``fit``: the training loop, the same for every net."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from resode.data.augment import Augment
 from resode.data.sets import DataSet
-from resode.errors import InvalidInput, TrainingError
+from resode.errors import InvalidInput, RunError, TrainingError
 from resode.runs import Run
 from resode.train.metrics import evaluate, first_nonfinite, nfe
 from resode.train.recipe import PRECISIONS, Recipe, learning_rate, make_optimizer
@@ -60,13 +62,11 @@ def fit(
         validation_loss, validation_accuracy (where there is such a split), nfe, seconds, images_per_second.
 
     Raises:
-        TrainingError: when the loss is no longer finite; the last checkpoint stays as it was.
-        InvalidInput: for patience without a validation split, or a training split smaller than 2.
+        TrainingError: when the loss or a weight is no longer finite; the last checkpoint stays as it was.
+        InvalidInput: as :func:`check_fit`.
+        RunError: when the checkpoint of ``run`` is not one of ``model``.
     """
-    if recipe.patience is not None and not len(data.validation):
-        raise InvalidInput("patience needs a validation split to watch: set a validation share above 0")
-    if len(data.train) < 2:
-        raise InvalidInput(f"the training split has {len(data.train)} samples: at least 2 are needed")
+    check_fit(model, data, recipe)
     optimizer = make_optimizer(recipe, model)
     state = _State() if run is None else _resume(run, model, optimizer)
     devices = [data.train.inputs.device] if data.train.inputs.is_cuda else []
@@ -87,6 +87,21 @@ def fit(
     return state.records
 
 
+def check_fit(model: nn.Module, data: DataSet, recipe: Recipe) -> None:
+    """Check that ``model`` can be trained on ``data`` as ``recipe`` says, before anything is computed.
+
+    Raises:
+        InvalidInput: for patience without a validation split, a training split smaller than 2, or batches of one
+            sample for a net with batch norm.
+    """
+    if recipe.patience is not None and not len(data.validation):
+        raise InvalidInput("patience needs a validation split to watch: set a validation share above 0")
+    if len(data.train) < 2:
+        raise InvalidInput(f"the training split has {len(data.train)} samples: at least 2 are needed")
+    if recipe.batch_size < 2 and any(isinstance(layer, _BatchNorm) for layer in model.modules()):
+        raise InvalidInput("batch norm averages over a batch, and batch_size is 1: raise it, or use another norm")
+
+
 def _epoch(
     model: nn.Module,
     data: DataSet,
@@ -98,10 +113,10 @@ def _epoch(
 ) -> dict[str, Any]:
     """One pass over the training split; the record of it."""
     generator = torch.Generator().manual_seed(_seed(recipe.seed, 2 * epoch))
-    torch.manual_seed(_seed(recipe.seed, 2 * epoch + 1))
     batch = min(recipe.batch_size, len(data.train))
     steps = len(data.train) // batch
     device = data.train.inputs.device
+    _seed_default(_seed(recipe.seed, 2 * epoch + 1), device)
     losses, right = torch.zeros(steps, device=device), torch.zeros((), dtype=torch.int64, device=device)
     begin, lr, told = time.perf_counter(), 0.0, 0
     model.train()
@@ -119,6 +134,8 @@ def _epoch(
             tell(done - told, float(losses[: step + 1].mean()), float(right) / done, nfe(model))
             told = done
     seconds = time.perf_counter() - begin
+    if not all(torch.stack([p.isfinite().all() for p in model.parameters()])):
+        raise _diverged("a weight", "no longer finite", (epoch + 1) * steps, epoch, recipe)
     return {
         "epoch": epoch + 1,
         "lr": lr,
@@ -149,10 +166,14 @@ def _step(
 def _require_finite(losses: Tensor, epoch: int, steps: int, recipe: Recipe) -> None:
     bad = first_nonfinite(losses)
     if bad is not None:
-        raise TrainingError(
-            f"the loss became {float(losses[bad])} at step {epoch * steps + bad + 1} (epoch {epoch + 1}): try a "
-            f"learning rate below {recipe.lr:g}, a warm-up, clip=1, or a norm; the last checkpoint is whole"
-        )
+        raise _diverged("the loss", float(losses[bad]), epoch * steps + bad + 1, epoch, recipe)
+
+
+def _diverged(what: str, value: float | str, step: int, epoch: int, recipe: Recipe) -> TrainingError:
+    return TrainingError(
+        f"{what} became {value} at step {step} (epoch {epoch + 1}): try a learning rate below {recipe.lr:g}, a "
+        "warm-up, clip=1, or a norm; the last checkpoint, if there is one, is whole"
+    )
 
 
 def _watch(state: _State, recipe: Recipe, model: nn.Module, record: dict[str, Any]) -> None:
@@ -175,6 +196,16 @@ def _seed(seed: int, stream: int) -> int:
     return (seed * 1_000_003 + stream) % 2**63
 
 
+def _seed_default(seed: int, device: torch.device) -> None:
+    """Seed the default generators of the CPU and of ``device``, and of no other device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def _checkpoint(state: _State, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {
         "epoch": state.epoch,
@@ -193,11 +224,28 @@ def _resume(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> _St
     if checkpoint is None:
         run.rewind(0)
         return _State()
-    model.load_state_dict(checkpoint.pop("model"))
-    optimizer.load_state_dict(checkpoint.pop("optimizer"))
+    with fitting(run):
+        model.load_state_dict(checkpoint.pop("model"))
+        optimizer.load_state_dict(checkpoint.pop("optimizer"))
     # What was logged after the checkpoint is computed, and logged, again.
     run.rewind(checkpoint["epoch"])
     return _State(**checkpoint, records=run.metrics())
+
+
+@contextmanager
+def fitting(run: Run) -> Iterator[None]:
+    """Say what it means when the checkpoint of ``run`` cannot be loaded into its net.
+
+    Raises:
+        RunError: in place of what torch raises.
+    """
+    try:
+        yield
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise RunError(
+            f"the checkpoint of {run.path} does not fit the net of its config (made by another version of resode, "
+            "perhaps): train again in another folder"
+        ) from error
 
 
 class _Bar:

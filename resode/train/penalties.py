@@ -4,15 +4,22 @@ from typing import Any
 
 from torch import nn
 
+from resode.layers.norm import LayerNorm
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups for an optimizer: weights, which decay, and the rest, which do not.
 
-    The rest are parameters of fewer than two dimensions: biases, scales and shifts of norms, single numbers
-    (SkipInit). Decaying a norm's scale acts on nothing but the step size of what stands before it.
+    The rest are parameters of fewer than two dimensions (biases, scales and shifts of norms, single numbers such as
+    SkipInit's), and the scale and shift of a layer norm of any. Decaying a norm's scale acts on nothing but the step
+    size of what stands before it.
     """
+    of_norms = {p for layer in model.modules() if isinstance(layer, _NORMS) for p in layer.parameters()}
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    weights = [p for p in parameters if p.ndim > 1 and p not in of_norms]
+    rest = [p for p in parameters if p.ndim < 2 or p in of_norms]
+    return [{"params": weights, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+_NORMS = (LayerNorm, nn.LayerNorm)
+"""The norms whose scale and shift may have more dimensions than one."""

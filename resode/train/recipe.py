@@ -28,7 +28,7 @@ class Recipe:
         nesterov: Nesterov's form of the momentum.
         weight_decay: decay of weights; norms, biases and single numbers are left alone.
         schedule: cosine (to 0), step (times gamma at each of the milestones) or constant.
-        warmup: epochs over which the learning rate rises linearly to lr.
+        warmup: epochs over which the learning rate rises linearly to lr; at most ``epochs``.
         milestones: for the step schedule, as shares of the training.
         gamma: factor of the step schedule.
         label_smoothing: share of the label that is spread over all classes.
@@ -64,17 +64,23 @@ class Recipe:
         choose(self.optimizer, OPTIMIZERS, "optimizer")
         choose(self.schedule, SCHEDULES, "schedule")
         choose(self.precision, PRECISIONS, "precision")
-        for name in ("epochs", "batch_size", "lr", "gamma"):
-            positive(getattr(self, name), name)
-        for name in ("clip", "patience"):
-            if getattr(self, name) is not None:
-                positive(getattr(self, name), name)
+        for name in ("epochs", "batch_size", "lr", "gamma", "clip", "patience"):
+            value = getattr(self, name)
+            if value is None and name in ("clip", "patience"):
+                continue
+            positive(value, name)
+            if name in ("epochs", "batch_size", "patience") and not isinstance(value, int):
+                raise InvalidInput(f"{name} is {value}: a whole number is expected")
         for name in ("momentum", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}: a number in [0, 1) is expected")
         for name in ("weight_decay", "warmup"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise InvalidInput(f"{name} is {getattr(self, name)}: a number of at least 0 is expected")
+        if self.warmup > self.epochs:
+            raise InvalidInput(
+                f"warmup is {self.warmup:g} of {self.epochs} epochs: the learning rate would never reach lr; lower it"
+            )
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0.0):
             raise InvalidInput("nesterov is a form of sgd's momentum: use optimizer sgd with a momentum above 0")
         if any(not 0.0 < m < 1.0 for m in self.milestones):
@@ -98,9 +104,9 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """
     warm, total = round(recipe.warmup * steps_per_epoch), recipe.epochs * steps_per_epoch
     if step < warm:
-        return recipe.lr * (step + 1) / warm
+        return recipe.lr * ((step + 1) / warm)
     if recipe.schedule == "cosine":
         return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
     if recipe.schedule == "step":
-        return recipe.lr * recipe.gamma ** sum(step >= m * total for m in recipe.milestones)
+        return recipe.lr * recipe.gamma ** sum(step / total >= m for m in recipe.milestones)
     return recipe.lr

@@ -1,7 +1,8 @@
 """A session: one training from its settings to its run folder, and a trained net from its run folder."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from resode.nets import Architecture, NetConfig
 from resode.nets.net import evaluating, parameter_count
 from resode.runs import Run
 from resode.stack import Stack
-from resode.train.loop import EVALUATION_BATCH, fit
+from resode.train.loop import EVALUATION_BATCH, check_fit, fit, fitting
 from resode.train.metrics import evaluate
 from resode.train.recipe import Recipe
 
@@ -98,9 +99,9 @@ def check_device(name: str) -> torch.device:
 def train(setup: Setup, path: str | Path, *, device: str = "cpu", progress: bool = False) -> Run:
     """Train as ``setup`` says, in the run folder ``path``; an interrupted run is resumed, a finished one returned.
 
-    The folder is made once everything that can be checked was: the device, the data, the net (by a forward pass on
-    two samples). At its end ``results/train.json`` holds loss and accuracy on each split in evaluation mode, the
-    number of parameters, the evaluations of f and the seconds of training.
+    The folder is made once everything that can be checked was: the device, the data, the recipe, the net (by a
+    forward pass on two samples). At its end ``results/train.json`` holds loss and accuracy on each split in
+    evaluation mode, the number of parameters, the evaluations of f and the seconds of training.
 
     Raises:
         InvalidInput: for settings that do not fit each other or the data.
@@ -108,14 +109,16 @@ def train(setup: Setup, path: str | Path, *, device: str = "cpu", progress: bool
         TrainingError: when the loss is no longer finite.
     """
     place = check_device(device)
+    with _deterministic(setup.recipe.deterministic):
+        return _train(setup, path, place, progress)
+
+
+def _train(setup: Setup, path: str | Path, place: torch.device, progress: bool) -> Run:
     recipe = setup.recipe
-    if recipe.deterministic:
-        # Read by CUDA's BLAS when it starts.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
     dataset = setup.data.load(recipe.seed, place)
     config = setup.net_config(dataset)
     model = nets.build(config, recipe.seed).to(place)
+    check_fit(model, dataset, recipe)
     _try_out(model, dataset, setup.stack.augment)
     held = {"net": config.to_dict(), "data": asdict(setup.data), "recipe": asdict(recipe)}
     with Run.create(path, held, device=place) as run:
@@ -136,6 +139,21 @@ def train(setup: Setup, path: str | Path, *, device: str = "cpu", progress: bool
         )
         run.finish()
     return run
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Deterministic algorithms alone, if ``wanted``; the global setting is restored afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if wanted:
+        # Read by CUDA's BLAS when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def _try_out(model: nn.Module, dataset: DataSet, augment: Augment) -> None:
@@ -161,7 +179,7 @@ def load(path: str | Path, *, device: str = "cpu", data_dir: str | None = None) 
         data_dir: where the data lie now, if not where they lay in training.
 
     Raises:
-        RunError: when there is no such run, or nothing was trained in it yet.
+        RunError: when there is no such run, nothing was trained in it yet, or its checkpoint is not of its net.
         InvalidInput: when its data or the device are not there.
     """
     place = check_device(device)
@@ -173,9 +191,11 @@ def load(path: str | Path, *, device: str = "cpu", data_dir: str | None = None) 
     if checkpoint is None:
         raise RunError(f"{run.path} has no checkpoint yet: let its training finish at least one epoch")
     settings = Data(**_known(Data, {**run.config["data"], **({"data_dir": data_dir} if data_dir else {})}))
-    model = nets.build(NetConfig.from_dict(run.config["net"])).to(place)
-    model.load_state_dict(checkpoint["model"])
-    return Trained(model.eval(), settings.load(run.config["recipe"]["seed"], place), run)
+    seed = run.config["recipe"]["seed"]
+    model = nets.build(NetConfig.from_dict(run.config["net"]), seed).to(place)
+    with fitting(run):
+        model.load_state_dict(checkpoint["model"])
+    return Trained(model.eval(), settings.load(seed, place), run)
 
 
 def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:

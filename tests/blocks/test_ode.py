@@ -1,0 +1,444 @@
+"""The ODE block: what it refuses, branches of users, trajectories, and life as an ordinary module."""
+
+import copy
+import io
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from resode.blocks.branch import Branch
+from resode.blocks.gradients import GRADIENTS
+from resode.blocks.ode import SOLVERS, ODEBlock, solver_settings
+from resode.blocks.residual import ResidualBlock
+from resode.errors import InvalidInput, SolverError
+from resode.layers.context import interval_time
+from resode.layers.norm import BatchNorm
+from resode.stack import Dropout, Stack
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Field(nn.Module):
+    """A user's branch: nothing of ours in it."""
+
+    def __init__(self, c=4):
+        super().__init__()
+        self.W = nn.Parameter(0.5 * randn(c, c, seed=1))
+
+    def forward(self, t, h):
+        return torch.tanh(h @ self.W) * (1.0 + t)
+
+
+class Linear(nn.Module):
+    """dh/dt = A h, whose flow is known."""
+
+    def __init__(self, c=4):
+        super().__init__()
+        self.A = nn.Parameter(randn(c, c, seed=2))
+
+    def forward(self, t, h):
+        return h @ self.A.T
+
+    def flow(self, h, t):
+        return h @ torch.linalg.matrix_exp(t * self.A).T
+
+
+# --- settings that make no sense -------------------------------------------------------------------------------------
+
+REFUSALS = [
+    ({"solver": "rk45"}, r"'rk45': choose from euler, midpoint, heun, rk4, dopri5, bosh3, dopri8, adaptive_heun"),
+    ({"gradient": "exact"}, r"'exact': choose from backprop, adjoint"),
+    ({"steps": 0}, r"steps is 0"),
+    ({"steps": -1}, r"steps is -1"),
+    ({"steps": 2.0}, r"steps is 2\.0: a whole number"),
+    ({"rtol": 1e-3}, r"rtol is 0\.001, and rk4 makes fixed steps.*dopri5"),
+    ({"atol": 1e-3}, r"atol is 0\.001, and rk4 makes fixed steps"),
+    ({"solver": "dopri5", "rtol": 0.0}, r"rtol is 0\.0"),
+    ({"solver": "dopri5", "atol": -1e-3}, r"atol is -0\.001"),
+    ({"solver": "dopri5", "atol": math.nan}, r"atol is nan"),
+    ({"solver": "dopri5", "rtol": math.inf}, r"rtol is inf"),
+    ({"t0": 1.0}, r"t0 = 1 to t1 = 1: t1 must be the larger"),
+    ({"t0": 2.0, "t1": 1.0}, r"t0 = 2 to t1 = 1"),
+    ({"t1": math.inf}, r"t1 = inf"),
+    ({"t0": math.nan}, r"t0 = nan"),
+    ({"mask_intervals": 0}, r"mask_intervals is 0"),
+    ({"mask_intervals": 2.5}, r"mask_intervals is 2\.5"),
+    ({"knots": 0}, r"knots is 0"),
+    ({"knots": -3}, r"knots is -3"),
+    ({"steps": 4, "mask_intervals": 3}, r"4 steps .* steps over the breakpoint"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSALS)
+def test_settings_that_make_no_sense_are_refused_at_once(settings, message):
+    with pytest.raises(InvalidInput, match=message):
+        ODEBlock(Branch(4), **settings)
+
+
+@pytest.mark.parametrize(("settings", "message"), [r for r in REFUSALS if not {"mask_intervals", "knots"} & set(r[0])])
+def test_settings_changed_later_are_refused_when_they_are_used(settings, message):
+    block = ODEBlock(Field())
+    for name, value in settings.items():
+        setattr(block, name, value)
+    with pytest.raises(InvalidInput, match=message):
+        block(randn(2, 4))
+
+
+@pytest.mark.parametrize("change", [{"out_channels": 8}, {"stride": 2}])
+def test_a_branch_of_ours_that_changes_the_shape_is_refused_at_once(change):
+    with pytest.raises(InvalidInput, match="must keep the shape"):
+        ODEBlock(Branch(4, **change))
+
+
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_users_branch_that_changes_the_shape_is_refused_at_its_first_evaluation(solver, gradient):
+    class Pools(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.calls = nn.Parameter(torch.ones(1, dtype=torch.float64)), 0
+
+        def forward(self, t, h):
+            self.calls += 1
+            return self.w * h.mean(1, keepdim=True)  # would broadcast, and be wrong
+
+    block = ODEBlock(Pools(), solver, gradient=gradient)
+    with pytest.raises(InvalidInput, match=r"\(3, 4\) into \(3, 1\).*keep the shape"):
+        block(randn(3, 4))
+    assert block.branch.calls == 1
+
+
+def test_a_solve_within_a_solve_is_refused():
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(ODEBlock(Field()))
+
+        def forward(self, t, h):
+            return self.inner(h)
+
+    with pytest.raises(InvalidInput, match="holds an ODE block"):
+        ODEBlock(Nested())
+
+
+# --- branches of users -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4)])
+def test_any_module_called_with_time_and_state_is_a_branch(shape, solver, gradient):
+    tolerances = {"rtol": 1e-4, "atol": 1e-4} if solver in SOLVERS[4:] else {"steps": 64}
+    block = ODEBlock(Linear(), solver, gradient=gradient, **tolerances)
+    x = randn(*shape)
+    out = block(x)
+    assert (out - block.branch.flow(x, 1.0)).norm() < 0.06 * out.norm()
+    out.sum().backward()
+    assert block.branch.A.grad.norm() > 0
+
+
+def test_a_branch_may_list_its_breakpoints():
+    class Pieces(nn.Module):
+        def __init__(self, breakpoints):
+            super().__init__()
+            self.breakpoints = breakpoints
+
+        def forward(self, t, h):
+            return (1.0 if interval_time(t) < 0.25 else -2.0) * h
+
+    x, exact = randn(2, 4), math.exp(0.25 - 1.5)
+    for breakpoints in ((0.25,), [0.25], torch.tensor([0.25]), np.array([0.25])):
+        branch = Pieces(breakpoints)
+        torch.testing.assert_close(ODEBlock(branch, "rk4", steps=32)(x), exact * x, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(ODEBlock(branch, "dopri5", rtol=1e-8, atol=1e-8)(x), exact * x, rtol=1e-6, atol=1e-6)
+        with pytest.raises(InvalidInput, match=r"breakpoint t = 0\.25"):
+            ODEBlock(branch, "rk4", steps=3)
+
+
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+def test_the_interval_of_integration(solver):
+    settings = {"rtol": 1e-9, "atol": 1e-9} if solver == "dopri5" else {"steps": 64}
+    block, x = ODEBlock(Linear(), solver, t0=-0.5, t1=0.25, **settings), randn(2, 4)
+    torch.testing.assert_close(block(x), block.branch.flow(x, 0.75), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (5, 5)])
+def test_a_block_takes_images_of_any_size(size):
+    block = ODEBlock(Branch(4, time="concat"), steps=2)
+    assert block(torch.randn(2, 4, *size)).shape == (2, 4, *size)
+
+
+# --- trajectories ----------------------------------------------------------------------------------------------------
+
+
+def held(block, x, at):
+    """The state after ``at`` of the block's own steps: a shorter block with the same steps."""
+    shorter = ODEBlock(block.branch, block.solver, at, t0=0.0, t1=at / block.steps)
+    return shorter(x)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "rk4"])
+def test_states_on_the_grid_are_those_of_the_solve(solver):
+    block, x = ODEBlock(Field(), solver, steps=5), randn(2, 4)
+    states = block.trajectory(x, [i / 5 for i in range(6)])
+    assert states.shape == (6, 2, 4)
+    assert torch.equal(states[0], x)
+    assert torch.equal(states[-1], block(x))
+    for i in range(1, 5):
+        torch.testing.assert_close(states[i], held(block, x, i), rtol=1e-13, atol=1e-13)
+    # whichever other times are asked for
+    others = block.trajectory(x, [0.1, 0.2, 0.33, 0.59, 0.6, 0.8, 0.81, 1.0])
+    for i, j in ((1, 1), (3, 4), (4, 5), (5, 7)):
+        assert torch.equal(others[j], states[i])
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("rk4", 4)])
+def test_states_between_grid_points_have_the_solvers_order(solver, order):
+    field, x = Linear(), randn(2, 4)
+    times = [0.137, 0.5 + 1 / 7, 0.93]
+    exact = torch.stack([field.flow(x, t) for t in times])
+    errors = [(ODEBlock(field, solver, steps=n).trajectory(x, times) - exact).norm().item() for n in (16, 64, 256)]
+    slopes = [math.log(a / b, 4) for a, b in pairwise(errors)]
+    assert slopes == pytest.approx([order] * 2, abs=0.3)
+
+
+@pytest.mark.parametrize("solver", ["dopri5", "dopri8"])
+def test_an_adaptive_trajectory_is_right_at_every_time(solver):
+    block, x = ODEBlock(Linear(), solver, rtol=1e-7, atol=1e-7), randn(2, 4)
+    times = [0.0, 0.1, 0.3, 0.1 + 0.2, 0.7, 1.0]
+    exact = torch.stack([block.branch.flow(x, t) for t in times])
+    states = block.trajectory(x, times)
+    torch.testing.assert_close(states, exact, rtol=1e-5, atol=1e-5)
+    assert torch.equal(states[0], x)
+    torch.testing.assert_close(states[-1], block(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+def test_a_trajectory_is_differentiable(solver, gradient):
+    settings = {"rtol": 1e-8, "atol": 1e-8} if solver == "dopri5" else {"steps": 32}
+    block, x = ODEBlock(Linear(), solver, gradient=gradient, **settings), randn(2, 4).requires_grad_()
+    times, weights = [0.0, 0.25, 0.4, 1.0], randn(4, 2, 4, seed=5)
+    found = torch.autograd.grad((block.trajectory(x, times) * weights).sum(), (x, block.branch.A))
+    exact = torch.stack([block.branch.flow(x, t) for t in times])
+    expected = torch.autograd.grad((exact * weights).sum(), (x, block.branch.A))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_trajectory_is_one_solve():
+    torch.manual_seed(0)
+    stack = Stack(norm="none", dropout=Dropout("unit", 0.5), conv="weight-standardized")
+    block = ODEBlock(Branch(4, stack, time="concat").double(), "rk4", steps=4, gradient="adjoint")
+    x = randn(2, 4, 5, 5)
+    torch.manual_seed(3)
+    end = block(x)
+    torch.manual_seed(3)
+    states = block.trajectory(x, [0.25, 0.3, 0.5, 1.0])
+    assert torch.equal(states[-1], end), "the same masks throughout"
+    assert block.stats.nfe_forward == 4 * (4 + 1)
+
+
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+@pytest.mark.parametrize("times", [[], [-0.1], [1.1], [0.5, 0.2], [math.nan], [0.0, math.nan, 1.0]])
+def test_times_that_make_no_sense_are_refused(times, solver):
+    with pytest.raises(InvalidInput, match=r"lie in \[0, 1\]"):
+        ODEBlock(Field(), solver).trajectory(randn(2, 4), times)
+
+
+def test_times_may_be_a_tensor_and_may_repeat():
+    block, x = ODEBlock(Field(), steps=4), randn(2, 4)
+    states = block.trajectory(x, torch.tensor([0.25, 0.25, 1.0]))
+    assert torch.equal(states[0], states[1])
+    assert torch.equal(states[2], block(x))
+
+
+def test_a_trajectory_of_an_interval_of_ones_own():
+    block, x = ODEBlock(Linear(), "rk4", steps=64, t0=2.0, t1=3.0), randn(2, 4)
+    states = block.trajectory(x, [2.0, 2.5, 3.0])
+    torch.testing.assert_close(states[1], block.branch.flow(x, 0.5), rtol=1e-6, atol=1e-6)
+    with pytest.raises(InvalidInput, match=r"\[2, 3\]"):
+        block.trajectory(x, [0.5])
+
+
+# --- an ordinary module ----------------------------------------------------------------------------------------------
+
+
+def rich(gradient="adjoint", solver="rk4"):
+    """A block with everything that lives in a solve's context."""
+    stack = Stack(activation="tanh", conv="weight-standardized", dropout=Dropout("unit", 0.3))
+    return ODEBlock(Branch(4, stack, time="concat").double(), solver, steps=3, gradient=gradient)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_deep_copy_between_forward_and_backward_changes_neither(gradient):
+    torch.manual_seed(0)
+    block, x = rich(gradient), randn(2, 4, 5, 5)
+    torch.manual_seed(1)
+    expected = torch.autograd.grad(block(x).square().sum(), list(block.parameters()))
+    torch.manual_seed(1)
+    out = block(x).square().sum()
+    twin = copy.deepcopy(block)
+    twin(x).sum().backward()
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.zero_()
+    found = torch.autograd.grad(out, list(block.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(p.grad is None for p in block.parameters())
+
+
+def test_an_averaged_model_is_the_average():
+    torch.manual_seed(0)
+    model = nn.Sequential(rich(), nn.Flatten(), nn.Linear(100, 2).double())
+    averaged = AveragedModel(model, use_buffers=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen = []
+    for seed in range(3):
+        optimizer.zero_grad()
+        model(randn(2, 4, 5, 5, seed=seed)).square().sum().backward()
+        optimizer.step()
+        averaged.update_parameters(model)
+        seen.append([p.detach().clone() for p in model.parameters()])
+    for p, values in zip(averaged.module.parameters(), zip(*seen, strict=True), strict=True):
+        torch.testing.assert_close(p.detach(), torch.stack(values).mean(0))
+    assert averaged.eval()(randn(2, 4, 5, 5)).isfinite().all()
+
+
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+def test_state_dict_and_pickle_round_trip(solver):
+    torch.manual_seed(0)
+    block, x = rich(solver=solver), randn(2, 4, 5, 5)
+    block(x)
+    buffer = io.BytesIO()
+    torch.save(block.state_dict(), buffer)
+    buffer.seek(0)
+    twin = rich(solver=solver)
+    twin.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(block.eval()(x), twin.eval()(x))
+    buffer = io.BytesIO()
+    torch.save(block, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer, weights_only=False)(x), block(x))
+
+
+def test_a_block_used_twice_is_two_solves_of_shared_weights():
+    torch.manual_seed(0)
+    for gradient in GRADIENTS:
+        block, x = rich(gradient), randn(2, 4, 5, 5)
+        torch.manual_seed(1)
+        out = block(block(x)).square().sum()
+        found = torch.autograd.grad(out, list(block.parameters()))
+        torch.manual_seed(1)
+        first, second = copy.deepcopy(block), copy.deepcopy(block)
+        again = second(first(x)).square().sum()
+        torch.testing.assert_close(out, again)
+        parts = [torch.autograd.grad(again, list(b.parameters()), retain_graph=True) for b in (first, second)]
+        for f, a, b in zip(found, *parts, strict=True):
+            torch.testing.assert_close(f, a + b)
+        norm = next(m for m in block.modules() if isinstance(m, BatchNorm))
+        assert (norm.num_batches_tracked == 2).all()
+
+
+def test_two_branches_one_block_each_in_a_net_have_stats_of_their_own():
+    net = nn.Sequential(ODEBlock(Field(), "euler", steps=3), ODEBlock(Field(), "rk4", steps=2))
+    net(randn(2, 4))
+    assert [block.stats.nfe_forward for block in net] == [3, 8]
+
+
+def test_a_block_follows_to_and_train():
+    block = ODEBlock(Branch(4, time="film"), steps=2).double()
+    assert block(randn(2, 4, 5, 5)).dtype == torch.float64
+    assert not block.eval().branch.training
+
+
+def test_a_euler_step_is_a_residual_block():
+    field, x = Field(), randn(2, 4)
+    torch.testing.assert_close(ODEBlock(field, "euler", steps=1)(x), ResidualBlock(field, t=0.0)(x))
+
+
+def test_repr_says_the_settings_in_force():
+    assert "solver='rk4', steps=3, t0=0, t1=2, gradient='adjoint'" in repr(
+        ODEBlock(Field(), steps=3, t1=2.0, gradient="adjoint")
+    )
+    adaptive = repr(ODEBlock(Field(), "dopri5", rtol=1e-4, atol=1e-6))
+    assert "solver='dopri5', rtol=0.0001, atol=1e-06" in adaptive
+    assert "steps" not in adaptive
+
+
+# --- solver_settings -------------------------------------------------------------------------------------------------
+
+NAMES = ("solver", "steps", "rtol", "atol", "gradient")
+
+
+def settings_of(model):
+    return [{n: getattr(b, n) for n in NAMES} for b in model.modules() if isinstance(b, ODEBlock)]
+
+
+def test_solver_settings_hold_for_a_while_in_every_block():
+    model = nn.Sequential(ODEBlock(Linear(), "euler", 3), nn.Sequential(ODEBlock(Linear(), "dopri5", rtol=1e-2)))
+    before, x = settings_of(model), randn(2, 4)
+    with solver_settings(model, solver="rk4", steps=64, rtol=None, atol=None):
+        assert all((b["solver"], b["steps"]) == ("rk4", 64) for b in settings_of(model))
+        expected = model[1][0].branch.flow(model[0].branch.flow(x, 1.0), 1.0)
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    assert settings_of(model) == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_solver_settings_are_restored_after_an_error(error):
+    model = nn.Sequential(ODEBlock(Linear(), "euler", 3), ODEBlock(Linear(), "dopri5", rtol=1e-2))
+    before = settings_of(model)
+    with pytest.raises(error), solver_settings(model, solver="rk4", steps=64):
+        raise error
+    assert settings_of(model) == before
+    with pytest.raises(InvalidInput), solver_settings(model, solver="rk4", steps=0, rtol=None, atol=None):
+        model(randn(2, 4))
+    assert settings_of(model) == before
+
+
+def test_solver_settings_nest():
+    block = ODEBlock(Linear(), "euler", 3)
+    with solver_settings(block, steps=5):
+        with solver_settings(block, solver="heun"):
+            assert (block.solver, block.steps) == ("heun", 5)
+        assert (block.solver, block.steps) == ("euler", 5)
+    assert (block.solver, block.steps) == ("euler", 3)
+
+
+@pytest.mark.parametrize("name", ["t0", "branch", "tolerance"])
+def test_an_unknown_setting_is_refused_before_anything_changes(name):
+    block = ODEBlock(Linear(), "euler", 3)
+    with (
+        pytest.raises(InvalidInput, match=f"'{name}': choose from solver, steps, rtol, atol, gradient"),
+        solver_settings(block, steps=5, **{name: 1}),
+    ):
+        pass
+    assert block.steps == 3
+
+
+def test_tolerances_default_to_a_thousandth():
+    x, costs = randn(2, 4), []
+    for settings in ({}, {"rtol": 1e-3}, {"rtol": 1e-3, "atol": 1e-3}, {"rtol": 1e-9, "atol": 1e-9}):
+        block = ODEBlock(Linear(), "dopri5", **settings)
+        block(x)
+        costs.append(block.stats.nfe_forward)
+    assert costs[0] == costs[1] == costs[2] < costs[3]
+
+
+def test_a_failed_solve_is_an_error_of_its_kind():
+    class Explodes(nn.Module):
+        def forward(self, t, h):
+            return h**2
+
+    with pytest.raises(SolverError):
+        ODEBlock(Explodes(), "dopri5", t1=5.0)(torch.ones(1, 1))
+    with pytest.raises(ArithmeticError):
+        ODEBlock(Explodes(), "dopri5", t1=5.0)(torch.ones(1, 1))

@@ -1,0 +1,235 @@
+"""Convergence in the number of steps, on flows that are known in closed form."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resode import InvalidInput, NetConfig, ODEBlock, ResidualBlock, Stack, build, solver_settings
+from resode.blocks import TABLEAUX, Branch
+from resode.limits import ConvergenceTable, convergence
+
+ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+
+
+class Linear(nn.Module):
+    """f(t, h) = (1 + 3t²) h Aᵀ, whose flow from 0 to 1 is h ↦ h exp(2A)ᵀ."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        A = torch.randn(4, 4, dtype=torch.float64, generator=generator)
+        self.register_buffer("A", 0.4 * A)
+
+    def forward(self, t, h):
+        return (1 + 3 * t**2) * h @ self.A.T
+
+
+def linear_net(solver="rk4", steps=3, **settings):
+    torch.manual_seed(0)
+    return nn.Sequential(ODEBlock(Linear(), solver, steps, **settings), nn.Linear(4, 3, dtype=torch.float64))
+
+
+def data(sizes=(5, 2), dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    return [
+        (torch.randn(n, 4, dtype=dtype, generator=generator), torch.randint(3, (n,), generator=generator))
+        for n in sizes
+    ]
+
+
+def exact(net, x):
+    """The logits of the exact flow."""
+    with torch.no_grad():
+        return net[1](x @ torch.linalg.matrix_exp(2 * net[0].branch.A).T)
+
+
+def settings_of(net):
+    names = ("solver", "steps", "rtol", "atol", "gradient")
+    return [tuple(getattr(block, name) for name in names) for block in net.modules() if isinstance(block, ODEBlock)]
+
+
+# Errors and orders
+
+
+@pytest.mark.parametrize("solver", ORDERS)
+def test_the_orders_on_a_known_flow_are_those_of_the_solvers(solver):
+    table = convergence(linear_net(), data(), (8, 16, 32), [solver], reference_steps=512)
+    orders = [each.order for each in table.evaluations]
+    assert orders[0] is None
+    assert orders[1:] == pytest.approx([ORDERS[solver]] * 2, abs=0.25)
+    assert abs(orders[2] - ORDERS[solver]) < abs(orders[1] - ORDERS[solver])
+
+
+@pytest.mark.parametrize("solver", ORDERS)
+def test_errors_are_those_to_the_exact_flow(solver):
+    net, batches = linear_net(), data()
+    table = convergence(net, batches, (1, 4), [solver], reference_steps=512)
+    truth = torch.cat([exact(net, x) for x, _ in batches])
+    for each in table.evaluations:
+        with solver_settings(net, solver=solver, steps=each.steps), torch.no_grad():
+            logits = torch.cat([net(x) for x, _ in batches])
+        assert each.logit_error == pytest.approx(float((logits - truth).norm() / truth.norm()), rel=1e-6)
+
+
+def test_accuracy_and_loss_are_over_all_samples():
+    net, batches = linear_net("euler", 2), data((5, 2))
+    labels = torch.cat([labels for _, labels in batches])
+    table = convergence(net, batches, (2,), reference_steps=256)
+    with torch.no_grad():
+        logits = torch.cat([net(x) for x, _ in batches])
+    truth = torch.cat([exact(net, x) for x, _ in batches])
+    (each,) = table.evaluations
+    assert table.count == 7
+    assert each.accuracy == float((logits.argmax(1) == labels).double().mean())
+    assert each.loss == pytest.approx(float(F.cross_entropy(logits, labels)))
+    assert table.reference_accuracy == float((truth.argmax(1) == labels).double().mean())
+    assert table.reference_loss == pytest.approx(float(F.cross_entropy(truth, labels)), rel=1e-6)
+
+
+def test_a_solver_as_good_as_the_reference_has_no_error_and_no_order():
+    table = convergence(linear_net(), data(), (4, 8), ["rk4"], reference_steps=8)
+    assert [each.logit_error == 0.0 for each in table.evaluations] == [False, True]
+    assert table.evaluations[1].order is None
+
+
+def test_an_order_is_taken_from_half_the_steps_alone():
+    table = convergence(linear_net(), data(), (2, 3, 4, 5, 6, 12), ["heun"])
+    errors = {each.steps: each.logit_error for each in table.evaluations}
+    orders = {each.steps: each.order for each in table.evaluations}
+    assert [steps for steps, order in orders.items() if order is None] == [2, 3, 5]
+    for steps in (4, 6, 12):
+        assert orders[steps] == pytest.approx(math.log2(errors[steps // 2] / errors[steps]))
+
+
+# What is evaluated
+
+
+def test_the_number_of_evaluations_is_stages_times_steps_times_blocks():
+    net = nn.Sequential(ODEBlock(Linear()), ODEBlock(Linear(), "euler"), nn.Linear(4, 3, dtype=torch.float64))
+    table = convergence(net, data(), (1, 3), list(ORDERS))
+    found = {(each.solver, each.steps): each.nfe for each in table.evaluations}
+    assert found == {(s, n): 2 * n * TABLEAUX[s].stages for s in ORDERS for n in (1, 3)}
+
+
+def test_solvers_and_steps_come_in_order():
+    table = convergence(linear_net(), data(), (4, 1, 2), ["rk4", "euler"])
+    plan = [(s, n) for s in ("rk4", "euler") for n in (1, 2, 4)]
+    assert [(each.solver, each.steps) for each in table.evaluations] == plan
+    assert table.reference_steps == 8
+
+
+@pytest.mark.parametrize(("trained", "used"), [("euler", "euler"), ("heun", "heun"), ("dopri5", "rk4")])
+def test_without_solvers_the_nets_own_is_taken_or_rk4_for_an_adaptive_one(trained, used):
+    table = convergence(linear_net(trained, 3), data(), (1, 2))
+    assert {each.solver for each in table.evaluations} == {used}
+    assert table.trained == ((trained, 3),)
+
+
+def test_an_adaptive_net_is_compared_on_fixed_grids():
+    net = linear_net("dopri5", rtol=1e-10, atol=1e-10)
+    table = convergence(net, data(), (16, 32), ["midpoint"], reference_steps=256)
+    assert table.evaluations[1].order == pytest.approx(2, abs=0.1)
+    assert settings_of(net) == [("dopri5", 3, 1e-10, 1e-10, "backprop")]
+    with torch.no_grad():
+        x = data()[0][0]
+        torch.testing.assert_close(net(x), exact(net, x), rtol=1e-7, atol=1e-7)
+
+
+def test_a_net_of_ours_approaches_its_flow():
+    # A smooth field: on one of ReLUs no order shows.
+    stack = Stack(norm="none", activation="tanh")
+    config = NetConfig(net="odenet", kind="preact", width=4, size=(4, 4), classes=3, stack=stack, steps=(1, 2, 3))
+    net = build(config, seed=0).double()
+    batches = [(torch.randn(6, 3, 4, 4, dtype=torch.float64), torch.zeros(6, dtype=torch.int64))]
+    table = convergence(net, batches, (4, 8), ["euler", "rk4"])
+    found = {(each.solver, each.steps): each for each in table.evaluations}
+    assert found["euler", 8].order == pytest.approx(1, abs=0.4)
+    assert found["rk4", 8].order == pytest.approx(4, abs=0.8)
+    assert table.trained == (("rk4", 1), ("rk4", 2), ("rk4", 3))
+    assert found["rk4", 4].nfe == 3 * 16
+
+
+def test_the_data_may_come_from_a_generator():
+    net, batches = linear_net(), data()
+    assert convergence(net, iter(batches), (1, 2), progress=True) == convergence(net, batches, (1, 2))
+
+
+# The net is left alone
+
+
+@pytest.mark.parametrize("solver", ["euler", "dopri5"])
+def test_settings_modes_and_weights_are_restored(solver):
+    tolerances = {"rtol": 1e-2, "atol": 1e-5} if solver == "dopri5" else {}
+    config = NetConfig(net="odenet", solver=solver, width=4, size=(4, 4), gradient="adjoint", **tolerances)
+    net = build(config, seed=0)
+    for i, module in enumerate(net.modules()):
+        module.training = i % 2 == 0
+    modes = [module.training for module in net.modules()]
+    before, held = settings_of(net), {key: value.clone() for key, value in net.state_dict().items()}
+    batches = [(torch.rand(3, 3, 4, 4), torch.zeros(3, dtype=torch.int64))]
+    table = convergence(net, batches, (1, 2))
+    assert settings_of(net) == before
+    assert [module.training for module in net.modules()] == modes
+    assert all(torch.equal(value, held[key]) for key, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+    # It is measured in evaluation mode, whatever the mode was.
+    assert convergence(net.eval(), batches, (1, 2)) == table
+
+
+def test_settings_and_modes_are_restored_after_an_error():
+    net = linear_net("bosh3", rtol=1e-2)
+    before = settings_of(net)
+    with pytest.raises(RuntimeError):
+        convergence(net, [(torch.rand(2, 9, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))])
+    assert settings_of(net) == before
+    assert all(module.training for module in net.modules())
+
+
+# Refusals
+
+
+def test_a_net_without_ode_blocks_is_refused():
+    for net in (nn.Linear(4, 3), nn.Sequential(ResidualBlock(Branch(4, kind="mlp")))):
+        with pytest.raises(InvalidInput, match=f"this {type(net).__name__} has none"):
+            convergence(net, data())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"solvers": ["dopri5"]}, "unknown fixed-step solver 'dopri5'.*euler, midpoint, heun, rk4"),
+        ({"solvers": ["euler", "rk5"]}, "unknown fixed-step solver 'rk5'"),
+        ({"steps": ()}, "needs numbers of steps"),
+        ({"steps": (0,)}, "steps is 0"),
+        ({"steps": (4, -1)}, "steps is -1"),
+        ({"steps": (1.5,)}, "steps is 1.5"),
+        ({"steps": (1, 2), "reference_steps": 0}, "steps is 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_is_evaluated(settings, says):
+    net = linear_net()
+    net.register_forward_pre_hook(lambda *_: pytest.fail("the net was evaluated"))
+    with pytest.raises(InvalidInput, match=says):
+        convergence(net, data(), **settings)
+
+
+def test_no_data_is_an_error():
+    for none in ([], iter(())):
+        with pytest.raises(InvalidInput, match="convergence needs data"):
+            convergence(linear_net(), none)
+
+
+# Tables
+
+
+def test_a_table_survives_json():
+    net = nn.Sequential(ODEBlock(Linear()), ODEBlock(Linear(), "euler"), nn.Linear(4, 3, dtype=torch.float64))
+    table = convergence(net, data(), (1, 2, 3), ["euler", "rk4"])
+    again = ConvergenceTable.from_dict(json.loads(json.dumps(table.to_dict())))
+    assert again == table
+    assert any(each.order is not None for each in again.evaluations)
+    assert any(each.order is None for each in again.evaluations)

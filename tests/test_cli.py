@@ -1,0 +1,175 @@
+"""The command line: what a newcomer sees, and what bad input gives: one line, a non-zero exit, no folder."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resode.cli import main
+
+SMALL = ["--net", "resnet", "--depth", "8", "--width", "4", "--epochs", "1", "--batch-size", "256"]
+
+
+def call(*arguments: str) -> int:
+    """The exit status of ``resode arguments``."""
+    try:
+        main(list(arguments))
+    except SystemExit as leave:
+        return int(leave.code or 0)
+    return 0
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A small trained ODE net."""
+    out = tmp_path_factory.mktemp("cli") / "ode"
+    small = ["--net", "odenet", "--width", "4", "--steps", "2", "--epochs", "1", "--batch-size", "256"]
+    assert call("train", *small, "--out", str(out)) == 0
+    return out
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "lesion", "limits"])
+def test_every_command_explains_itself(command, capsys):
+    assert call(command, "--help") == 0
+    said = capsys.readouterr().out
+    assert f"resode {command}" in said
+    assert "(default:" in said or "required" in said
+
+
+BAD = {
+    "net": (["--net", "resnext"], ["resnext", "lenet5", "alexnet", "vgg", "plain", "resnet", "odenet"]),
+    "norm": (["--norm", "batsch"], ["batsch", "batch", "layer", "pixel", "instance", "group", "none"]),
+    "solver": (["--net", "odenet", "--solver", "rk5"], ["rk5", "euler", "midpoint", "heun", "rk4", "dopri5"]),
+    "data set": (["--data", "cifar"], ["cifar", "digits", "mnist", "cifar10", "imagefolder:PATH"]),
+    "depth": (["--depth", "21"], ["21", "6n + 2", "20"]),
+    "image folder": (["--data", "imagefolder:nowhere"], ["nowhere"]),
+    "dropout of 1": (["--dropout.p", "1.0"], ["1.0", "[0, 1)"]),
+    "negative dropout": (["--dropout.p", "-0.1"], ["-0.1", "[0, 1)"]),
+    "input dropout": (["--input-dropout", "2"], ["2", "[0, 1)"]),
+    "rtol": (["--net", "odenet", "--solver", "dopri5", "--rtol", "0"], ["rtol", "0", "above 0"]),
+    "atol": (["--net", "odenet", "--solver", "dopri5", "--atol", "-1e-3"], ["atol", "-0.001", "above 0"]),
+    "tolerance of fixed steps": (["--net", "odenet", "--rtol", "1e-3"], ["rtol", "rk4", "fixed steps"]),
+    "device": (["--device", "cuda:99"], ["cuda:99", "cpu"]),
+    "device name": (["--device", "gpu"], ["gpu", "cpu"]),
+    "number": (["--depth", "deep"], ["deep", "int"]),
+    "option": (["--dept", "20"], ["--dept"]),
+    "too many halvings": (["--net", "vgg", "--blocks", "5"], ["vgg", "8×8"]),
+    "points in a conv net": (["--data", "moons"], ["points", "mlp"]),
+    "augmented points": (["--data", "moons", "--kind", "mlp", "--augment.flip"], ["points", "augment"]),
+    "learning rate": (["--lr", "0"], ["lr", "0", "above 0"]),
+    "patience without validation": (["--patience", "2", "--validation", "0"], ["patience", "validation"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gives_one_clear_line_and_leaves_no_folder(name, capsys, tmp_path):
+    arguments, expected = BAD[name]
+    assert call("train", "--out", "run", *arguments) != 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    line = said.err
+    assert line.startswith("resode: ")
+    assert line.count("\n") == 1
+    assert "Traceback" not in line
+    for words in expected:
+        assert words in line
+    assert not list(tmp_path.iterdir()), "nothing was made"
+
+
+def test_an_empty_image_folder_is_refused(capsys, tmp_path):
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    (tmp_path / "images" / "test").mkdir()
+    assert call("train", "--out", "run", "--data", "imagefolder:images") != 0
+    assert "images" in (line := capsys.readouterr().err)
+    assert line.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_of_another_configuration_is_refused_and_left_alone(capsys, tmp_path):
+    assert call("train", *SMALL, "--out", "run") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert call("train", *SMALL, "--out", "run", "--lr", "0.05") != 0
+    line = capsys.readouterr().err
+    assert "recipe.lr" in line
+    assert "0.05" in line
+    assert line.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_a_truncated_checkpoint_is_refused(capsys, tmp_path):
+    assert call("train", *SMALL, "--out", "run") == 0
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:2000])
+    capsys.readouterr()
+    for command in ("evaluate", "lesion"):
+        assert call(command, "run") != 0
+        line = capsys.readouterr().err
+        assert "checkpoint.pt" in line
+        assert line.count("\n") == 1
+
+
+def test_training_prints_the_accuracies_and_the_folder_that_holds_them(capsys, tmp_path):
+    assert call("train", *SMALL) == 0
+    said = capsys.readouterr().out
+    (run,) = (tmp_path / "runs").iterdir()
+    assert str(run) in said
+    assert {"config.json", "environment.json", "metrics.jsonl", "checkpoint.pt", "DONE"} <= {
+        p.name for p in run.iterdir()
+    }
+    test = re.search(r"test +accuracy ([\d.]+)%", said)
+    assert call("evaluate", str(run)) == 0
+    assert f"accuracy {test[1]}%" in capsys.readouterr().out
+    assert call("train", *SMALL) == 0, "a finished run is shown again"
+    assert f"accuracy {test[1]}%" in capsys.readouterr().out
+
+
+def test_an_ode_net_is_evaluated_with_another_solver(trained, capsys):
+    assert call("evaluate", str(trained), "--solver", "euler", "--steps", "5") == 0
+    assert "NFE 17" in capsys.readouterr().out, "3 blocks of 5 evaluations, and 2 transitions"
+    assert call("evaluate", str(trained), "--solver", "dopri5") == 0
+    assert call("evaluate", str(trained), "--solver", "rk5") != 0
+    assert "rk4" in capsys.readouterr().err
+
+
+def test_lesion_and_limits_write_results_and_figures(trained, capsys):
+    assert call("lesion", str(trained)) == 0
+    assert call("limits", str(trained), "--steps", "1", "2", "--solvers", "euler", "rk4") == 0
+    said = capsys.readouterr().out
+    for name in ("results/lesion.json", "figures/lesion.png", "results/limits.json", "figures/limits.png"):
+        assert str(trained / name) in said
+        assert (trained / name).stat().st_size > 0
+    assert said.count("cannot be deleted") == 0
+    assert len(re.findall(r"^step +\d+", said, re.MULTILINE)) == 3 * 2 + 2
+
+
+def test_limits_of_a_net_without_ode_blocks_is_refused(capsys, tmp_path):
+    assert call("train", *SMALL, "--out", "run") == 0
+    capsys.readouterr()
+    assert call("limits", "run") != 0
+    assert "ODE blocks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "lesion", "limits"])
+def test_a_folder_that_is_no_run_is_refused(command, capsys, tmp_path):
+    assert call(command, "nowhere") != 0
+    assert "nowhere" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    assert call(command, "other") != 0
+    assert "not a run" in capsys.readouterr().err
+
+
+def test_python_dash_m_resode_is_the_same_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "resode", "train", "--norm", "no"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode != 0
+    assert done.stderr.startswith("resode: ")
+    assert done.stderr.count("\n") == 1

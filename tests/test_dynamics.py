@@ -1,0 +1,478 @@
+"""Networks seen as steps: the view is the network, says where each step stands, and refuses what it cannot read."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import resode
+from resode import (
+    Branch,
+    Dropout,
+    InvalidInput,
+    NetConfig,
+    ODEBlock,
+    ResidualBlock,
+    ResidualDynamics,
+    Stack,
+    Step,
+    build,
+    dynamics,
+    solver_settings,
+)
+from resode.blocks import TABLEAUX, PadShortcut
+from resode.nets import Net, PlainLayer
+
+BARE = Stack(norm="none", activation="tanh")
+NETS = {
+    "basic": {"net": "resnet", "depth": 14},
+    "preact": {"net": "resnet", "depth": 14, "kind": "preact", "scale": 0.5},
+    "tied": {"net": "resnet", "depth": 20, "kind": "preact", "tied": True},
+    "plain": {"net": "plain", "depth": 14},
+    "vgg": {"net": "vgg", "blocks": 2, "convs": (2, 1)},
+    "lenet5": {"net": "lenet5", "size": (12, 12)},
+    "odenet": {"net": "odenet", "steps": (2, 1, 3)},
+}
+
+
+def net_of(name, **settings):
+    """A small net whose batch norms have seen data, in training mode."""
+    config = NetConfig(**{"width": 4, "channels": 2, "size": (8, 8), "classes": 3, **NETS[name], **settings})
+    net = build(config, seed=0)
+    for _ in range(3):
+        net(torch.rand(16, *inputs_of(config)))
+    return net
+
+
+def inputs_of(config):
+    return (config.channels, *config.size)
+
+
+def example(name, batch=4):
+    return torch.rand(batch, 2, *NETS[name].get("size", (8, 8)))
+
+
+def mlp(stack=BARE, time="none"):
+    torch.manual_seed(1)
+    return Branch(3, stack, "mlp", time)
+
+
+# The view is the model
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_view_of_each_net_is_the_net(name):
+    net, x = net_of(name), example(name)
+    view = dynamics(net, x)
+    with view.evaluation():
+        torch.testing.assert_close(view(x), net(x))
+
+
+@pytest.mark.parametrize("solver", TABLEAUX)
+@pytest.mark.parametrize("kind", ["preact", "mlp"])
+def test_the_steps_of_a_solver_compose_to_its_block(solver, kind):
+    torch.manual_seed(0)
+    stack = Stack(norm="group", activation="tanh")
+    branch = Branch(4, stack, kind, "concat").double()
+    block = ODEBlock(branch, solver, steps=5, t0=0.25, t1=1.5).double()
+    x = torch.rand(2, 4, *((6, 6) if kind == "preact" else ()), dtype=torch.float64)
+    view = dynamics(block)
+    assert len(view.steps) == 5
+    with view.evaluation():
+        torch.testing.assert_close(view.run(x), block(x), rtol=1e-13, atol=1e-13)
+        # After k steps the state is that of the trajectory at the time of step k.
+        times = [step.t for step in view.steps]
+        torch.testing.assert_close(
+            torch.stack([view.run(x, 0, k) for k in range(5)]), block.trajectory(x, times), rtol=1e-13, atol=1e-13
+        )
+
+
+@pytest.mark.parametrize("solver", TABLEAUX)
+def test_the_steps_of_a_solver_use_the_statistics_of_their_time(solver):
+    net = net_of("odenet", solver=solver, steps=3).double()
+    with torch.no_grad():
+        for _ in range(5):
+            net(torch.rand(8, 2, 8, 8, dtype=torch.float64))
+    x = torch.rand(4, 2, 8, 8, dtype=torch.float64)
+    view = dynamics(net)
+    with view.evaluation():
+        torch.testing.assert_close(view(x), net(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_run_of_some_steps_is_a_part_of_the_whole():
+    view, x = dynamics(net_of("basic")), example("basic")
+    with view.evaluation():
+        h = view.stem(x)
+        assert torch.equal(view.run(h, 2, 2), h)
+        assert torch.equal(view.run(view.run(h, 0, 2), 2), view.run(h))
+        assert torch.equal(view.head(view.run(h)), view(x))
+
+
+def test_a_view_passes_gradients_to_the_weights():
+    net = net_of("odenet", stack=BARE).eval()
+    x = example("odenet")
+    dynamics(net)(x).square().sum().backward()
+    found = {name: p.grad.clone() for name, p in net.named_parameters()}
+    net.zero_grad()
+    net(x).square().sum().backward()
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+# What a step says of itself
+
+
+def test_labels_stages_and_times_of_a_residual_net():
+    view = dynamics(net_of("tied"))
+    assert [step.label for step in view.steps] == [f"{s}.{b}" for s in (1, 2, 3) for b in (1, 2, 3)]
+    assert [step.stage for step in view.steps] == [0] * 3 + [1] * 3 + [2] * 3
+    assert [step.t for step in view.steps] == pytest.approx([0, 1 / 3, 2 / 3, 0, 0, 1 / 2, 0, 0, 1 / 2])
+    assert {step.kind for step in view.steps} == {"residual"}
+
+
+def test_labels_stages_and_times_of_an_ode_net():
+    view = dynamics(net_of("odenet"))
+    assert [(step.label, step.stage, step.t) for step in view.steps] == [
+        ("1.1 t=0", 0, 0.0),
+        ("1.1 t=0.5", 0, 0.5),
+        ("2.1", 1, 0.0),
+        ("2.2 t=0", 1, 0.0),
+        ("3.1", 2, 0.0),
+        ("3.2 t=0", 2, 0.0),
+        ("3.2 t=0.333", 2, pytest.approx(1 / 3)),
+        ("3.2 t=0.667", 2, pytest.approx(2 / 3)),
+    ]
+
+
+def test_kinds_of_the_steps_of_a_vgg():
+    view = dynamics(net_of("vgg"))
+    found = [(step.label, step.kind, step.stage) for step in view.steps]
+    assert found == [
+        ("1.1", "plain", 0),
+        ("1.2", "plain", 0),
+        ("1.3", "transition", 0),
+        ("2.1", "plain", 1),
+        ("2.2", "transition", 1),
+    ]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_no_two_steps_have_one_label(name):
+    labels = [step.label for step in dynamics(net_of(name)).steps]
+    assert all(labels)
+    assert len(set(labels)) == len(labels)
+
+
+# A step without its branch
+
+
+@pytest.mark.parametrize("name", ["basic", "preact"])
+def test_a_deleted_residual_step_is_its_shortcut_and_what_follows(name):
+    net = net_of(name).eval()
+    view = dynamics(net)
+    blocks = [block for stage in net.stages for block in stage]
+    with view.evaluation():
+        h = view.stem(example(name))
+        for step, block in zip(view.steps, blocks, strict=True):
+            expected = torch.relu(block.shortcut(h)) if name == "basic" else block.shortcut(h)
+            assert torch.equal(step.deleted(h), expected)
+            assert step.deleted(h).shape == step(h).shape
+            h = step(h)
+
+
+def test_a_deleted_residual_step_does_not_evaluate_its_branch():
+    def never(t, h):
+        raise AssertionError
+
+    h = torch.rand(2, 3) - 0.5
+    step = Step(kind="residual", branch=never, shortcut=lambda h: 2 * h, post=torch.relu)
+    assert torch.equal(step.deleted(h), torch.relu(2 * h))
+
+
+def test_a_deleted_solver_step_is_the_identity():
+    view = dynamics(ODEBlock(mlp(), steps=2))
+    h = torch.rand(2, 3)
+    assert torch.equal(view.steps[1].deleted(h), h)
+    assert not torch.equal(view.steps[1](h), h)
+
+
+def test_a_deleted_plain_step_is_the_identity_and_a_transition_cannot_be_deleted():
+    view = dynamics(net_of("vgg").eval())
+    h = view.run(view.stem(example("vgg")), 0, 1)
+    assert torch.equal(view.steps[1].deleted(h), h)
+    with pytest.raises(InvalidInput, match=r"step '1\.3' is a transition"):
+        view.steps[2].deleted(h)
+
+
+def test_a_step_made_by_hand():
+    h = torch.rand(2, 3)
+    step = Step(kind="residual", branch=lambda t, h: t * h, scale=3.0, t=0.5, shortcut=torch.neg, post=torch.exp)
+    torch.testing.assert_close(step(h), torch.exp(-h + 1.5 * h))
+    plain = Step(kind="plain", branch=lambda t, h: t + h, t=0.5, shortcut=torch.neg, post=torch.exp, scale=3.0)
+    torch.testing.assert_close(plain(h), h + 0.5)
+
+
+# Models of others
+
+
+class Tail(nn.Module):
+    def forward(self, h):
+        return h.flatten(1).sum(1, keepdim=True)
+
+
+def test_a_sequence_with_stem_transitions_and_head():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(nn.ReLU(), ResidualBlock(Branch(4), post=nn.ReLU()))),
+        nn.MaxPool2d(2),
+        ResidualBlock(Branch(4, kind="basic", out_channels=8), PadShortcut(4, 8)),
+        nn.Sequential(ODEBlock(Branch(8, time="film"), "heun", steps=2)),
+        nn.Dropout(0.5),
+        Tail(),
+    )
+    x = torch.rand(8, 1, 10, 10)
+    model(x)
+    view = dynamics(model, x)
+    assert [(step.label, step.kind) for step in view.steps] == [
+        ("1", "residual"),
+        ("2", "transition"),
+        ("3", "residual"),
+        ("4 t=0", "residual"),
+        ("4 t=0.5", "residual"),
+    ]
+    assert {step.stage for step in view.steps} == {0}
+    assert [type(part).__name__ for part in view.stem] == ["Conv2d", "BatchNorm2d", "ReLU"]
+    assert [type(part).__name__ for part in view.head] == ["Dropout", "Tail"]
+    with view.evaluation():
+        assert torch.equal(view.stem(x), nn.Sequential(model[0], *model[1][:1], nn.ReLU())(x))
+        torch.testing.assert_close(view(x), model(x))
+
+
+def test_a_block_alone_is_a_dynamics_of_itself():
+    x = torch.rand(2, 3)
+    for block, steps in ((ResidualBlock(mlp(), scale="skipinit"), 1), (ODEBlock(mlp(), "euler", steps=3), 3)):
+        view = dynamics(block, x)
+        assert len(view.steps) == steps
+        assert torch.equal(view.stem(x), x)
+        assert torch.equal(view.head(x), x)
+
+
+def test_a_learned_scale_is_used_as_it_is_now():
+    block = ResidualBlock(mlp(), scale="skipinit")
+    view, x = dynamics(block), torch.rand(2, 3)
+    assert torch.equal(view(x), x)
+    with torch.no_grad():
+        block.scale.fill_(2.0)
+    assert torch.equal(view(x), block(x))
+    assert not torch.equal(view(x), x)
+
+
+def test_a_dynamics_by_hand_needs_steps_and_no_module():
+    step = Step(kind="residual", branch=lambda t, h: h)
+    view = ResidualDynamics(lambda x: x + 1, [step, step], lambda h: -h)
+    assert torch.equal(view(torch.ones(2)), torch.full((2,), -8.0))
+    with view.evaluation():
+        assert not torch.is_grad_enabled()
+    with pytest.raises(InvalidInput, match="at least one step"):
+        ResidualDynamics(torch.neg, [], torch.neg)
+
+
+# What cannot be read
+
+
+def test_a_model_without_blocks_is_refused_with_what_it_holds():
+    with pytest.raises(InvalidInput, match=r"cannot read a Sequential.*Flatten, Linear.*ResidualBlock.*by hand"):
+        dynamics(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    with pytest.raises(InvalidInput, match="cannot read a Linear as steps: it holds Linear"):
+        dynamics(nn.Linear(4, 2))
+    with pytest.raises(InvalidInput, match="it holds nothing"):
+        dynamics(nn.Sequential())
+
+
+class Recurrent(nn.Module):
+    """Its forward, not the order of its parts, says what it does."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = ResidualBlock(mlp())
+
+    def forward(self, h):
+        return self.block(self.block(h))
+
+
+class Backwards(nn.Sequential):
+    def forward(self, h):
+        for module in reversed(self):
+            h = module(h)
+        return h
+
+
+@pytest.mark.parametrize(
+    ("model", "culprit"),
+    [
+        (Recurrent(), "Recurrent"),
+        (Backwards(ResidualBlock(mlp()), nn.ReLU()), "Backwards"),
+        (nn.Sequential(Recurrent(), ResidualBlock(mlp()), nn.Linear(3, 2)), "Recurrent"),
+        (nn.Sequential(ResidualBlock(mlp()), Backwards(ODEBlock(mlp())), ResidualBlock(mlp())), "Backwards"),
+        (nn.Sequential(ResidualBlock(mlp()), nn.Sequential(Recurrent())), "Recurrent"),
+    ],
+)
+def test_a_module_that_hides_steps_is_refused_by_name(model, culprit):
+    with pytest.raises(InvalidInput, match=f"cannot read .*the steps within {culprit} .*by hand"):
+        dynamics(model)
+
+
+def test_a_net_made_by_hand_may_nest_sequences_but_not_hide_steps():
+    block, hidden = ResidualBlock(mlp()), Recurrent()
+    net = Net(nn.Linear(2, 3), [nn.Sequential(nn.Sequential(block, nn.ReLU()), block)], nn.Linear(3, 2))
+    view = dynamics(net, torch.rand(4, 2))
+    assert [(step.label, step.kind) for step in view.steps] == [
+        ("1.1", "residual"), ("1.2", "transition"), ("1.3", "residual")
+    ]  # fmt: skip
+    with pytest.raises(InvalidInput, match="cannot read a Net as steps: the steps within Recurrent"):
+        dynamics(Net(nn.Identity(), [nn.Sequential(block, hidden)], nn.Identity()))
+
+
+def test_an_adaptive_block_is_refused_with_advice_that_works():
+    net = net_of("odenet", solver="dopri5", rtol=1e-6, atol=1e-6)
+    with pytest.raises(InvalidInput, match=r"ODE block 1\.1 is solved by dopri5, which has no fixed steps") as refusal:
+        dynamics(net)
+    advice = str(refusal.value)[str(refusal.value).index("resode.solver_settings") :].removesuffix(", say")
+    with eval(advice, {"resode": resode, "net": net}):
+        view = dynamics(net, example("odenet"))
+        assert len(view.steps) == 3 * 32 + 2
+
+
+def test_a_view_stays_what_it_was_when_the_settings_change_back():
+    net, x = net_of("odenet"), example("odenet")
+    with solver_settings(net, steps=4, solver="euler"):
+        view = dynamics(net, x)
+        with view.evaluation():
+            expected = net(x)
+    with view.evaluation():
+        torch.testing.assert_close(view(x), expected)
+        assert not torch.allclose(net(x), expected)
+
+
+def test_masks_of_training_do_not_stand_in_the_way_of_reading():
+    # In training a grid of 2 steps would step over the ends of 4 mask intervals; in evaluation there are no masks.
+    net = net_of("odenet", steps=4, mask_intervals=4, stack=Stack(dropout=Dropout(p=0.2)))
+    assert net.training
+    with solver_settings(net, steps=2):
+        assert len(dynamics(net, example("odenet")).steps) == 3 * 2 + 2
+
+
+class Scaled(ResidualBlock):
+    def forward(self, h):
+        return 1.5 * super().forward(h)
+
+
+class Shortened(ResidualBlock):
+    def forward(self, h):
+        return super().forward(h)[:, :2]
+
+
+class Smooth(PlainLayer):
+    def forward(self, h):
+        return super().forward(h) + 1.0
+
+
+class Twice(ODEBlock):
+    def forward(self, x):
+        return super().forward(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Scaled(mlp()),
+        nn.Sequential(ResidualBlock(mlp()), Scaled(mlp())),
+        Twice(mlp()),
+    ],
+)
+def test_an_example_finds_a_model_that_does_something_else(model):
+    x = torch.rand(4, 3)
+    assert dynamics(model).steps
+    with pytest.raises(InvalidInput, match=rf"steps read from {type(model).__name__} differ from it by [0-9.e-]+ on"):
+        dynamics(model, x)
+
+
+def test_a_plain_layer_may_do_what_it_likes_for_its_step_is_its_whole_map():
+    x = torch.rand(4, 3)
+    model = nn.Sequential(Smooth(nn.Linear(3, 3)), Smooth(nn.Linear(3, 2)), nn.Linear(2, 2))
+    view = dynamics(model, x)
+    assert [step.kind for step in view.steps] == ["plain", "plain"]
+    assert torch.equal(view(x), model(x))
+
+
+def test_an_example_finds_a_model_that_gives_another_shape():
+    with pytest.raises(InvalidInput, match=r"read from Shortened give \(4, 3\) on the example, and it gives \(4, 2\)"):
+        dynamics(Shortened(mlp()), torch.rand(4, 3))
+
+
+def test_an_example_finds_a_net_with_a_forward_of_its_own():
+    net = net_of("basic")
+    x = example("basic")
+    dynamics(net, x)
+
+    class Softmax(type(net)):
+        def forward(self, x):
+            return super().forward(x).softmax(1)
+
+    net.__class__ = Softmax
+    with pytest.raises(InvalidInput, match="steps read from Softmax differ"):
+        dynamics(net, x)
+
+
+# Modes
+
+
+def mixed_modes(net):
+    """Set every second module to evaluation mode; the modes of all."""
+    for i, module in enumerate(net.modules()):
+        module.training = i % 2 == 0
+    return modes(net)
+
+
+def modes(net):
+    return {name: module.training for name, module in net.named_modules()}
+
+
+def test_evaluation_restores_the_mode_of_every_module():
+    net = net_of("basic")
+    view, before = dynamics(net), mixed_modes(net)
+    with view.evaluation():
+        assert not any(modes(net).values())
+        assert not torch.is_grad_enabled()
+    assert modes(net) == before
+    assert torch.is_grad_enabled()
+    with pytest.raises(ZeroDivisionError), view.evaluation():
+        raise ZeroDivisionError
+    assert modes(net) == before
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_reading_and_checking_leave_the_model_as_it_was(name):
+    net = net_of(name, stack=Stack(dropout=Dropout(p=0.3)))
+    held = {key: value.clone() for key, value in net.state_dict().items()}
+    before = mixed_modes(net)
+    dynamics(net, example(name))
+    assert modes(net) == before
+    assert all(torch.equal(value, held[key]) for key, value in net.state_dict().items())
+
+
+def test_a_failed_check_restores_the_modes_too():
+    model = Scaled(mlp())
+    before = mixed_modes(model)
+    with pytest.raises(InvalidInput):
+        dynamics(model, torch.rand(4, 3))
+    assert modes(model) == before
+
+
+def test_times_rise_within_each_ode_block():
+    view = dynamics(ODEBlock(mlp(time="concat"), "midpoint", steps=7, t0=0.5, t1=2.0))
+    times = [step.t for step in view.steps]
+    assert times == pytest.approx([0.5 + 1.5 * i / 7 for i in range(7)])
+    assert all(a < b for a, b in pairwise(times))
