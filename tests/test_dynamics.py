@@ -88,6 +88,21 @@ def test_the_steps_of_a_solver_compose_to_its_block(solver, kind):
         )
 
 
+class Jump(nn.Module):
+    """A field that jumps at 1/2; a step's stages all stand on the step's own side of it."""
+
+    breakpoints = (0.5,)
+
+    def forward(self, t, h):
+        return h.cos() if resode.interval_time(t) < 0.5 else -3.0 * h
+
+
+@pytest.mark.parametrize("solver", TABLEAUX)
+def test_the_steps_of_a_solver_keep_to_their_side_of_a_breakpoint(solver):
+    block, x = ODEBlock(Jump(), solver, steps=4), torch.rand(2, 3, dtype=torch.float64)
+    torch.testing.assert_close(dynamics(block)(x), block(x), rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("solver", TABLEAUX)
 def test_the_steps_of_a_solver_use_the_statistics_of_their_time(solver):
     net = net_of("odenet", solver=solver, steps=3).double()

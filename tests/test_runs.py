@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import torch
 
-from resode import runs
 from resode.errors import RunError
 from resode.runs import Run, environment, jsonable, write_atomic
+from resode.runs.environment import revision
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def test_a_failed_create_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="config is a list"):
         Run.create(tmp_path / "run", [1])
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "environment", lambda device: {"big": "x" * 10_000})
+        patched.setattr("resode.runs.run.environment", lambda device: {"big": "x" * 10_000})
         with file_size_limit(5_000), pytest.raises(RunError, match="space"):
             Run.create(tmp_path / "run", {})
     with monkeypatch.context() as patched:  # interrupted after the draft was written
@@ -160,7 +160,7 @@ def test_a_failed_create_leaves_nothing(tmp_path, monkeypatch):
 WORKERS = """
 import itertools, os, signal, sys, time
 import torch
-from resode import runs
+import resode.runs.run as runs
 from resode.runs import Run
 
 torch.set_num_threads(1)  # before the fork, so that no thread is lost in it
@@ -649,23 +649,23 @@ def test_the_revision_is_that_of_the_code(tmp_path, monkeypatch):
     for path in (source, installed):
         path.parent.mkdir()
         path.write_text("x = 1\n")
-    assert runs._revision(source) is None  # no repository
+    assert revision(source) is None  # no repository
     git("init", "--quiet")
     (tmp_path / ".gitignore").write_text("venv\n")
-    assert runs._revision(source) is None  # no commit
+    assert revision(source) is None  # no commit
     git("add", ".")
     git("commit", "--quiet", "-m", "x")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))  # as in a git hook
     clean = {"revision": (tmp_path / ".git/refs/heads" / branch(tmp_path)).read_text().strip(), "dirty": False}
-    assert runs._revision(source) == clean
-    assert runs._revision(installed) is None  # inside the repository, but not of it
+    assert revision(source) == clean
+    assert revision(installed) is None  # inside the repository, but not of it
     (tmp_path / "results.json").write_text("{}")
-    assert runs._revision(source) == clean
+    assert revision(source) == clean
     (tmp_path / "experiment.py").write_text("y = 1\n")
-    assert runs._revision(source) == clean | {"dirty": True}
+    assert revision(source) == clean | {"dirty": True}
     (tmp_path / "experiment.py").unlink()
     source.write_text("x = 2\n")
-    assert runs._revision(source) == clean | {"dirty": True}
+    assert revision(source) == clean | {"dirty": True}
 
 
 def branch(repository):

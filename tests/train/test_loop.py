@@ -153,16 +153,19 @@ def test_every_step_has_its_learning_rate_in_every_group(schedule):
     assert [record["lr"] for record in records] == expected[3::4]
 
 
+class Memory(nn.Module):
+    """A linear layer that remembers its batches of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(1, 2), []
+
+    def forward(self, x):
+        self.seen.append(x[:, 0].tolist())
+        return self.layer(x)
+
+
 def test_an_epoch_sees_each_sample_once_but_for_a_last_smaller_batch():
-    class Memory(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.seen = nn.Linear(1, 2), []
-
-        def forward(self, x):
-            self.seen.append(x[:, 0].tolist())
-            return self.layer(x)
-
     model = Memory()
     fit(model, points(torch.arange(10.0)), Recipe(epochs=3, batch_size=4))
     assert [len(batch) for batch in model.seen] == [4] * 6
@@ -285,12 +288,33 @@ def test_the_global_random_state_is_left_as_it_was(digits):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_each_epoch_draws_anew(digits):
-    """With nothing learned, epochs differ by their order and masks alone."""
-    model = net_for(digits, stack=Stack(norm="none", dropout=Dropout(p=0.5)))
-    records = fit(model, digits, Recipe(epochs=3, batch_size=50, lr=1e-30))
-    assert len({record["train_loss"] for record in records}) == 3
-    assert len({record["validation_loss"] for record in records}) == 1
+def test_the_seed_and_the_epoch_decide_the_order():
+    orders = {}
+    for seed in (0, 0, 1):
+        model = Memory()
+        fit(model, points(torch.arange(20.0)), Recipe(epochs=2, batch_size=20, seed=seed))
+        for epoch, batch in enumerate(model.seen):
+            assert orders.setdefault((seed, epoch), batch) == batch
+    assert len({tuple(order) for order in orders.values()}) == 4
+
+
+def test_the_seed_and_the_epoch_decide_the_masks():
+    # All samples are one, so that their order decides nothing, and nothing is learned.
+    data = points(torch.ones(16, 3))
+    losses = {}
+    for seed in (0, 0, 1):
+        model = nn.Sequential(nn.Dropout(0.5), net_for(data, stack=Stack(norm="none")))
+        for record in fit(model, data, Recipe(epochs=2, batch_size=16, lr=1e-30, seed=seed)):
+            assert losses.setdefault((seed, record["epoch"]), record["train_loss"]) == record["train_loss"]
+    assert len(set(losses.values())) == 4
+
+
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode():
+    modes = []
+    model = net_for(blobs()).eval()
+    model.register_forward_pre_hook(lambda module, _: modes.append(all(part.training for part in module.modules())))
+    fit(model, blobs(), Recipe(epochs=2, batch_size=32))
+    assert modes == [True, True, False, True, True, False]
 
 
 # A loss that is not finite
