@@ -5,11 +5,14 @@ an ODE net of the same branch. Then every step of each is deleted, one at a time
 other numbers of steps. All of it goes into one run folder and one report.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
+
+import torch
 
 from resode import plots, runs
 from resode.dynamics import dynamics
@@ -61,13 +64,24 @@ def demo(settings: Demo, out: Path, *, device: str = "cpu", progress: bool = Tru
         The paths of the report and its pictures.
     """
     check_device(device)
-    with Run.create(out, runs.jsonable(settings), device=device) as run:
+    with _one_thread(), Run.create(out, runs.jsonable(settings), device=device) as run:
         if not run.done:
             trained = _train_all(settings, run.path, device, progress)
             _analyse(settings, run, trained, device, progress)
             _report(settings, run, trained)
             run.finish()
     return [run.path / "report.html", *sorted((run.path / "figures").glob("*.png"))]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread of torch's. For nets as small as these a second one gains little, and loses much beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _train_all(settings: Demo, out: Path, device: str, progress: bool) -> dict[tuple[str, int], Run]:
