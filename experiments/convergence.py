@@ -35,7 +35,7 @@ class Config:
         batch_size: of each training.
         lr: learning rate of each training.
         seeds: seeds to train from.
-        device: cpu, cuda, cuda:1, mps.
+        device: cpu, cuda, cuda:1.
     """
 
     data: str = "digits"

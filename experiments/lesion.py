@@ -3,7 +3,7 @@
 A residual net, the plain net of the same depth, and the ODE net of the same branch are trained alike, from several
 seeds; then every step is deleted, one at a time (Veit, Wilber & Belongie 2016, arXiv 1605.06431, section 4.1).
 
-    python -m experiments.lesion cpu --data-dir data --publish results      MNIST, about 15 minutes on 2 CPU cores
+    python -m experiments.lesion cpu --publish results                      digits, about 3 minutes on 2 CPU cores
     python -m experiments.lesion paper --data-dir data --publish results    CIFAR-10, a GPU
 """
 
@@ -37,7 +37,7 @@ class Config:
         flip: mirror training images at random.
         crop: padding of random crops of training images.
         seeds: seeds to train from.
-        device: cpu, cuda, cuda:1, mps.
+        device: cpu, cuda, cuda:1.
     """
 
     data: str = "digits"

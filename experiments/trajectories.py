@@ -31,7 +31,7 @@ class Config:
         times: number of times at which their place is recorded.
         epochs: of the training.
         seed: of the training.
-        device: cpu, cuda, cuda:1, mps.
+        device: cpu, cuda, cuda:1.
     """
 
     data: str = "moons"

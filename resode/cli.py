@@ -36,7 +36,7 @@ class Demo:
 
     Args:
         out: folder of the run; the same folder again shows what was found.
-        device: cpu, cuda, cuda:1, mps.
+        device: cpu, cuda, cuda:1.
     """
 
     out: Path = Path("runs/demo")
@@ -61,7 +61,7 @@ class Train:
 
     Args:
         out: folder of the run; by default one under runs/ named after the settings.
-        device: cpu, cuda, cuda:1, mps.
+        device: cpu, cuda, cuda:1.
     """
 
     out: Path | None = None
@@ -93,7 +93,7 @@ class Evaluate:
         split: train, validation or test.
         solver: solve the ODE blocks with this solver.
         steps: with this many steps (fixed-step solvers).
-        device: cpu, cuda, cuda:1, mps.
+        device: cpu, cuda, cuda:1.
         data_dir: folder of the data, if it is not where it was in training.
     """
 
@@ -124,7 +124,7 @@ class Lesion:
     Args:
         run_folder: folder of a run made by resode train.
         split: train, validation or test.
-        device: cpu, cuda, cuda:1, mps.
+        device: cpu, cuda, cuda:1.
         data_dir: folder of the data, if it is not where it was in training.
     """
 
@@ -158,7 +158,7 @@ class Limits:
         steps: numbers of steps in each ODE block.
         solvers: fixed-step solvers: euler, midpoint, heun, rk4; by default the one of the training.
         split: train, validation or test.
-        device: cpu, cuda, cuda:1, mps.
+        device: cpu, cuda, cuda:1.
         data_dir: folder of the data, if it is not where it was in training.
     """
 

@@ -190,7 +190,8 @@ def _what_lesions_show(tables: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         f"Rise of the error when one step is deleted and nothing retrained, median over the steps: {', '.join(said)}. "
         "Where a residual net loses a block, half of its paths remain; a plain net has but one path; an ODE net loses "
-        "that interval of its flow."
+        "that interval of its flow. The first steps of the second and third stage change the resolution; in the ODE "
+        "net they are residual blocks, no part of a flow."
     )
 
 

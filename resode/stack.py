@@ -35,7 +35,8 @@ class Dropout:
     """Dropout in every branch (or layer, where a net has no branches).
 
     Args:
-        kind: unit (elements), spatial (channels), dropconnect (weights), cutout (rectangles), path (whole branches).
+        kind: unit (elements), spatial (channels), dropconnect (weights), cutout (rectangles), path (whole branches;
+            a net of plain layers has none).
         p: probability of a drop, in [0, 1).
         schedule: over depth: constant, or linear (p·l/L at block l of L, as in Huang et al. 2016, section 3).
         inverted: scale by 1/(1-p) in training; otherwise by 1-p in evaluation.

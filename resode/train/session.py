@@ -89,8 +89,6 @@ def check_device(name: str) -> torch.device:
     there = ["cpu"]
     if torch.cuda.is_available():
         there += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        there.append("mps")
     if name not in there:
         raise InvalidInput(f"device {name!r} is not there: this machine has {', '.join(there)}")
     return torch.device(name)

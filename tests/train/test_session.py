@@ -131,6 +131,15 @@ def test_the_same_setup_gives_the_same_numbers_and_another_seed_others(trained, 
     assert other.result("train")["test"] != run.result("train")["test"]
 
 
+def test_the_images_are_augmented_in_training_and_not_in_what_is_found(trained, tmp_path):
+    run, _ = trained
+    plain = train(replace(TINY, stack=replace(TINY.stack, augment=Augment())), tmp_path / "run")
+    (one, *_), (other, *_) = run.metrics(), plain.metrics()
+    # The first step has seen other images; but for them, all is one: the weights, the order, the masks.
+    assert one["train_loss"] != other["train_loss"]
+    assert one["train_loss"] == pytest.approx(other["train_loss"], rel=0.1)
+
+
 def test_the_global_random_state_is_left_as_it_was(tmp_path):
     torch.manual_seed(11)
     before = torch.get_rng_state()
