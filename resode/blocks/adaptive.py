@@ -9,7 +9,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from resode.blocks.solvers import Solve
-from resode.errors import SolverError
+from resode.errors import InvalidInput, SolverError
 
 ADAPTIVE = ("dopri5", "bosh3", "dopri8", "adaptive_heun")
 MAX_STEPS = 10_000
@@ -35,6 +35,10 @@ class Adaptive:
     breakpoints: tuple[float, ...] = ()
 
     def integrate(self, f: Solve, h: Tensor) -> Tensor:
+        if torch._C._are_functorch_transforms_active():
+            raise InvalidInput(
+                f"{self.method} does not go with torch.func's transforms: use a fixed grid (rk4), which does"
+            )
         dtype = h.dtype
         h = h.to(wide(dtype))
         for start, end in pairwise(self.pieces()):

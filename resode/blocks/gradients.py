@@ -39,8 +39,8 @@ def integrate(f: Solve, scheme: Scheme, h: Tensor, gradient: str, parameters: Se
         parameters: the tensors, besides ``h``, to which ``f`` passes gradients.
 
     Raises:
-        InvalidInput: for an adjoint under a transform of torch.func; in its backward pass, when the branch has other
-            parameters by then; and when its gradient is differentiated.
+        InvalidInput: for an adjoint under a transform of torch.func; in its backward pass, when the branch depends on
+            other tensors than ``h`` and ``parameters``; and when its gradient is differentiated.
     """
     differentiate = torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in parameters))
     if gradient == "backprop" or not differentiate:
@@ -123,6 +123,23 @@ def _check_same(parameters: Sequence[Tensor], branch: Field) -> None:
         )
 
 
+def _check_leaves(out: Tensor, known: Sequence[Tensor]) -> None:
+    # What else ``out`` was computed from would get no gradient, without a word.
+    known_ids, seen, to_see = {id(tensor) for tensor in known}, set(), [out.grad_fn]
+    while to_see:
+        node = to_see.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known_ids:
+            raise InvalidInput(
+                f"the branch depends on a tensor of shape {tuple(leaf.shape)} that needs a gradient and is none of its "
+                "parameters: the adjoint would give it none; register it in the branch, or use gradient='backprop'"
+            )
+        to_see += (following for following, _ in node.next_functions)
+
+
 @dataclass
 class AdjointField:
     """The right-hand side of the adjoint equations, for the tensors ``wanted``; the branch computes in ``dtype``."""
@@ -130,6 +147,7 @@ class AdjointField:
     f: Solve
     wanted: tuple[Tensor, ...]
     dtype: torch.dtype
+    checked: bool = False
 
     def __call__(self, t: float | Tensor, h: Tensor, a: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """f, −aᵀ ∂f/∂h and −aᵀ ∂f/∂θ at (t, h)."""
@@ -139,6 +157,9 @@ class AdjointField:
             out = self.f.context.evaluate(self.f.branch, t, h)
             if not out.requires_grad:
                 return out.to(a.dtype), torch.zeros_like(a), [torch.zeros_like(w) for w in self.wanted]
+            if not self.checked:
+                _check_leaves(out, (h, *self.wanted))
+                self.checked = True
             found = torch.autograd.grad(out, (h, *self.wanted), -a.to(out.dtype), allow_unused=True)
         for_h, *rest = (
             torch.zeros_like(of) if g is None else g for g, of in zip(found, (h, *self.wanted), strict=True)

@@ -81,8 +81,8 @@ class ODEBlock(nn.Module):
     changed on a trained block; :func:`solver_settings` does so for a while.
 
     Raises:
-        InvalidInput: for settings that make no sense, a branch that changes the shape, or one that holds torch's own
-            dropout or batch norm.
+        InvalidInput: for settings that make no sense, a branch that changes the shape (or, when run, the state it is
+            given), or one that holds torch's own dropout or batch norm, or an ODE block.
         SolverError: in the forward pass, when an adaptive solve cannot go on.
     """
 
@@ -106,6 +106,8 @@ class ODEBlock(nn.Module):
         if knots is None:
             knots = steps + 1 if solver in TABLEAUX else ADAPTIVE_KNOTS
         _check_count(knots, "knots")
+        if not isinstance(branch, nn.Module):
+            raise InvalidInput(f"the branch is a {type(branch).__name__}: a torch.nn.Module is expected")
         _refuse_other_shape(branch)
         refuse_foreign(branch)
         _refuse_nested(branch)

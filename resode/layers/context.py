@@ -17,6 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from resode.errors import InvalidInput
+
 Field = Callable[[float | Tensor, Tensor], Tensor]
 """A vector field ``f(t, h)``, with the shape of ``h``."""
 
@@ -83,14 +85,25 @@ class SolveContext:
     # --- evaluating the branch -----------------------------------------------------------------------------------
 
     def evaluate(self, branch: Field, t: float | Tensor, h: Tensor) -> Tensor:
-        """``branch(t, h)``, with this context in force."""
+        """``branch(t, h)``, with this context in force.
+
+        Raises:
+            InvalidInput: when the branch changes ``h`` in place: the sum h + Δ·f(t, h) would be of another h.
+        """
         self.t = t
         self._uses.clear()
+        version = _version(h)
         token = _current.set(self)
         try:
-            return branch(t, h)
+            out = branch(t, h)
         finally:
             _current.reset(token)
+        if _version(h) != version:
+            raise InvalidInput(
+                "the branch changes the state it is given in place (an activation with inplace=True, first of its "
+                "layers?), and the sum h + f(t, h) needs the state as it was: use inplace=False"
+            )
+        return out
 
     def begin_step(self, start: float, end: float) -> None:
         """Say that the evaluations to come are stages of the step from ``start`` to ``end``."""
@@ -180,6 +193,10 @@ class SolveContext:
             layer.absorb([m.t for m in met], *moments, whole=not self.single)
         self._accepted.clear()
         self.recording = False
+
+
+def _version(h: Tensor) -> int | None:
+    return None if h.is_inference() else h._version
 
 
 def evaluate(branch: Field, t: float | Tensor, h: Tensor) -> Tensor:

@@ -209,8 +209,10 @@ class BatchNorm(_BatchNorm):
         self.num_batches_tracked.add_((met > 0).view_as(self.num_batches_tracked))
         momentum = 1.0 / self.num_batches_tracked.clamp(min=1) if self.momentum is None else self.momentum
         share = (met * momentum).unsqueeze(1)
-        for held, moments in ((self.running_mean, means), (self.running_var, variances)):
-            held.lerp_((weights @ torch.stack(moments)).view_as(held), share.expand(-1, held.shape[-1]).view_as(held))
+        with torch.autocast(weights.device.type, enabled=False):  # the statistics are not for half precision
+            for held, moments in ((self.running_mean, means), (self.running_var, variances)):
+                found = (weights @ torch.stack(moments)).view_as(held)
+                held.lerp_(found, share.expand(-1, held.shape[-1]).view_as(held))
 
 
 def index_statistics(branch: nn.Module, times: Sequence[float]) -> None:

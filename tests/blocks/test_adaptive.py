@@ -261,7 +261,7 @@ def test_mask_intervals_are_landed_on_in_training():
 # --- what cannot be integrated ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ADAPTIVE)
+@pytest.mark.parametrize("solver", ["dopri5", "bosh3", "dopri8"])
 def test_a_solution_that_blows_up_is_an_error_that_says_where(solver):
     b = block(lambda t, h: h * h, solver, 1e-4, t1=2.0)
     with pytest.raises(SolverError) as caught:

@@ -176,6 +176,24 @@ def test_the_adjoint_refuses_to_be_differentiated_twice(solver):
         (out.sum() + g.square().sum()).backward()
 
 
+def test_backprop_of_an_adaptive_solve_takes_double_backward():
+    field, x, v = Field(), randn(2, 4).requires_grad_(), randn(2, 4, seed=9)
+
+    def curvature(**settings):
+        (g,) = torch.autograd.grad(loss_of(ODEBlock(field, **settings)(x)), x, create_graph=True)
+        return torch.cat([c.flatten() for c in torch.autograd.grad((g * v).sum(), (x, *field.parameters()))])
+
+    exact = curvature(steps=64)
+    assert relative(curvature(solver="dopri5", rtol=1e-9, atol=1e-9), exact) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_an_adaptive_solve_refuses_forward_mode():
+    block, x = ODEBlock(Field(), "dopri5"), randn(2, 4)
+    with pytest.raises(InvalidInput, match="fixed grid"):
+        torch.func.jvp(block, (x,), (x,))
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 def test_the_adjoint_refuses_forward_mode():
     block = ODEBlock(Field(), gradient="adjoint")
@@ -235,6 +253,30 @@ def test_parameters_put_in_for_one_call_are_an_error_not_a_zero():
             assert all(p.grad.norm() > 0 for p in others.values())
 
 
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+@pytest.mark.parametrize("leaf", [True, False])
+def test_a_tensor_from_outside_gets_its_gradient_or_an_error(solver, leaf):
+    """A condition hung on the branch is no parameter of it: the adjoint does not know it, and must say so."""
+
+    class Conditioned(Field):
+        def forward(self, t, h):
+            return super().forward(t, h) + self.condition
+
+    for gradient in GRADIENTS:
+        field, source = Conditioned(), randn(4).requires_grad_()
+        field.condition = source if leaf else 2.0 * source
+        out = ODEBlock(field, solver, gradient=gradient)(randn(3, 4)).sum()
+        if gradient == "adjoint":
+            with pytest.raises(InvalidInput, match=r"shape \(4,\).*none of its parameters"):
+                out.backward()
+        else:
+            out.backward()
+            assert source.grad.norm() > 0
+    field = Conditioned()
+    field.condition = randn(4)
+    ODEBlock(field, solver, gradient="adjoint")(randn(3, 4)).sum().backward()
+
+
 # --- what needs a gradient -------------------------------------------------------------------------------------------
 
 
@@ -282,7 +324,9 @@ def test_without_grad_there_is_no_graph(solver, gradient):
     with torch.no_grad():
         out = block(x.requires_grad_())
     assert not out.requires_grad
-    block.requires_grad_(False)
+    with torch.inference_mode():
+        assert block.eval()(x).is_inference()
+    block.train().requires_grad_(False)
     assert not block(x.detach()).requires_grad
     assert block(x).requires_grad
 
@@ -363,9 +407,11 @@ def test_the_adjoint_of_our_branches(stack, time):
     assert relative(found("adjoint"), found("backprop")) < 1e-3
 
 
+@pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
-def test_under_autocast_backward_integrates_the_field_of_forward(solver, gradient):
+def test_under_autocast_backward_integrates_the_field_of_forward(solver, gradient, inside):
+    """Wherever backward is called: autocast keeps cast weights, and one cast without a graph must not be met again."""
     kinds = set()
 
     class Notes(nn.Module):
@@ -383,8 +429,9 @@ def test_under_autocast_backward_integrates_the_field_of_forward(solver, gradien
     wanted = (x, *field.parameters())
     with torch.autocast("cpu", torch.bfloat16):
         out = ODEBlock(field, solver, steps=8, gradient=gradient)(x)
+        found = torch.autograd.grad(out.square().sum(), wanted) if inside else None
     assert out.dtype == torch.float32, "the state keeps its type"
-    found = torch.autograd.grad(out.square().sum(), wanted)
+    found = found or torch.autograd.grad(out.square().sum(), wanted)
     assert kinds == {torch.bfloat16}
     exact = torch.autograd.grad(ODEBlock(field, "rk4", steps=8)(x).square().sum(), wanted)
     for a, b in zip(found, exact, strict=True):
@@ -410,6 +457,31 @@ def test_autocast_after_a_stem_of_half_precision(solver, gradient):
     for name, p in [*stem.named_parameters(), *field.named_parameters()]:
         assert got[name].dtype == torch.float32
         assert relative(got[name], p.grad) < 0.06, name
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+def test_a_net_of_half_precision(solver, gradient):
+    exact = gradients(Field(), steps=8)
+    found = gradients(Field().bfloat16(), solver, gradient, steps=8, x=randn(3, 4).bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert relative(found.double(), exact) < 0.05
+
+
+def test_the_adjoint_of_a_net_of_half_precision_sums_in_single():
+    """512 parts of 1/512 each: in bfloat16 the sum would stop growing at a half."""
+
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+
+        def forward(self, t, h):
+            return self.w.expand_as(h)
+
+    block = ODEBlock(Constant(), "euler", steps=512, gradient="adjoint")
+    block(torch.zeros(1, 4, dtype=torch.bfloat16)).sum().backward()
+    torch.testing.assert_close(block.branch.w.grad, torch.ones(4, dtype=torch.bfloat16))
 
 
 def test_autocast_off_inside_forward_stays_off_in_backward_under_autocast():

@@ -128,6 +128,33 @@ def test_a_solve_within_a_solve_is_refused():
         ODEBlock(Nested())
 
 
+def test_a_branch_is_a_module():
+    with pytest.raises(InvalidInput, match="the branch is a function"):
+        ODEBlock(lambda t, h: -h)
+
+
+class ChangesItsInput(nn.Module):
+    def __init__(self, inplace):
+        super().__init__()
+        self.body = nn.Sequential(nn.ReLU(inplace=inplace), nn.Linear(4, 4).double(), nn.ReLU(inplace=True))
+
+    def forward(self, t, h):
+        return self.body(h)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(
+    "make", [ResidualBlock, ODEBlock, lambda b: ODEBlock(b, "dopri5"), lambda b: ODEBlock(b, gradient="adjoint")]
+)
+def test_a_branch_that_changes_its_input_in_place_is_refused(make, grad):
+    """h + f(h) would be relu(h) + f(h); an activation in place further in does no harm."""
+    x = randn(3, 4)
+    with torch.set_grad_enabled(grad):
+        make(ChangesItsInput(False))(x.clone())
+        with pytest.raises(InvalidInput, match="inplace=False"):
+            make(ChangesItsInput(True))(x.clone())
+
+
 # --- branches of users -----------------------------------------------------------------------------------------------
 
 
@@ -251,6 +278,15 @@ def test_a_trajectory_is_one_solve():
 def test_times_that_make_no_sense_are_refused(times, solver):
     with pytest.raises(InvalidInput, match=r"lie in \[0, 1\]"):
         ODEBlock(Field(), solver).trajectory(randn(2, 4), times)
+
+
+def test_a_time_that_misses_its_grid_point_by_rounding_is_on_it():
+    block, x = ODEBlock(Field(), "rk4", steps=10), randn(2, 4)
+    on = block.trajectory(x, [0.3, 0.7, 1.0])
+    cost = block.stats.nfe_forward
+    off = block.trajectory(x, [0.3 - 1e-15, 0.7 - 1e-15, 1.0 - 1e-15])
+    assert torch.equal(on, off)
+    assert block.stats.nfe_forward == cost == 40
 
 
 def test_times_may_be_a_tensor_and_may_repeat():

@@ -131,6 +131,13 @@ def test_a_solve_makes_exactly_its_steps(steps):
     assert field.times[1::2][:-1] == field.times[2::2]  # a step ends where the next begins, to the bit
 
 
+def test_a_step_ends_on_its_end_to_the_bit():
+    """−0.3 + (0.1 − (−0.3)) is 0.10000000000000003: beyond the end, where f may not exist."""
+    field = Function(lambda t, h: torch.ones_like(h))
+    ODEBlock(field, "heun", steps=1, t0=-0.3, t1=0.1)(torch.zeros(1, 1))
+    assert field.times == [-0.3, 0.1]
+
+
 # --- breakpoints -----------------------------------------------------------------------------------------------------
 
 

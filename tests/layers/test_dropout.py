@@ -68,7 +68,7 @@ class Places:
         return self.draws
 
 
-@pytest.mark.parametrize("p", [0.005, 0.1, 0.25, 0.5, 0.66, 0.99])
+@pytest.mark.parametrize("p", [0.005, 0.1, 0.25, 0.5, 0.55, 0.66, 0.99])
 @pytest.mark.parametrize("size", SIZES)
 def test_cutout_by_counting_over_all_placements(size, p, monkeypatch):
     places = Places(*size)

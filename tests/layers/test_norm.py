@@ -470,6 +470,24 @@ def test_every_forward_pass_counts_once_and_evaluation_never(solver):
     assert all(torch.equal(a, b) for a, b in zip(after.values(), norm.buffers(), strict=True))
 
 
+@pytest.mark.parametrize("solver", ["rk4", "dopri5"])
+def test_under_autocast_the_statistics_are_those_of_full_precision(solver):
+    norm = BatchNorm(8, momentum=0.3)
+    field = NormField(norm)
+    block = ODEBlock(field, solver, steps=3)
+    before, x = buffers(norm), images(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        block(x)
+    assert norm.running_mean.dtype == torch.float32
+    if solver == "rk4":
+        for name, met in zip(("running_mean", "running_var"), moments(field.seen), strict=True):
+            expected = 0.7 * before[name].numpy() + 0.3 * averaged(norm.knots, [t for t, _ in field.seen], met)
+            np.testing.assert_allclose(getattr(norm, name), expected, rtol=1e-4)
+    twin = BatchNorm(8, momentum=0.3)
+    ODEBlock(NormField(twin), solver, steps=3)(x)
+    torch.testing.assert_close(norm.running_mean, twin.running_mean, rtol=2e-3, atol=2e-3)
+
+
 def test_a_solve_that_fails_leaves_the_statistics():
     norm = BatchNorm(8).double()
     block = ODEBlock(NormField(norm), "rk4", steps=3)
