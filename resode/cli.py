@@ -110,8 +110,6 @@ class Evaluate:
         settings = {k: v for k, v in (("solver", self.solver), ("steps", self.steps)) if v is not None}
         if settings and not any(isinstance(block, ODEBlock) for block in trained.model.modules()):
             raise InvalidInput(f"{', '.join(settings)} given, and the net of {self.run_folder} has no ODE block")
-        if self.solver is not None:
-            settings |= {"rtol": None, "atol": None}
         with solver_settings(trained.model, **settings):
             found = evaluate(trained.model, trained.data.batches(self.split, EVALUATION_BATCH))
         print(f"{self.split}: {_scores(found.to_dict())}, NFE {found.nfe}")

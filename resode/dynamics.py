@@ -222,7 +222,7 @@ def _read_ode(block: ODEBlock, stage: int, label: str) -> Iterator[Step]:
     if not isinstance(scheme, FixedGrid):
         raise InvalidInput(
             f"the ODE block {label} is solved by {block.solver}, which has no fixed steps: read the net within "
-            "resode.solver_settings(net, solver='rk4', steps=32, rtol=None, atol=None), say"
+            "resode.solver_settings(net, solver='rk4', steps=32), say"
         )
     for start, end in pairwise(scheme.grid):
         branch = Increment(block.branch, scheme.tableau, start, end, (block.t0, block.t1))

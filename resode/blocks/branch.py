@@ -80,8 +80,10 @@ class Branch(nn.Module):
             raise InvalidInput(
                 f"a branch of {channels} to {self.out_channels} channels with stride {stride}: each must be at least 1"
             )
-        if kind == "mlp" and (stride != 1 or stack.norm == "instance"):
-            raise InvalidInput("a branch of kind 'mlp' acts on vectors (B, C): no stride, and no instance norm")
+        if kind == "mlp" and (stride != 1 or stack.norm == "instance" or stack.conv != "standard"):
+            raise InvalidInput(
+                "a branch of kind 'mlp' acts on vectors (B, C): no stride, instance norm or standardized convolution"
+            )
         width = max(1, round((EXPANSION[kind] if expansion is None else expansion) * self.out_channels))
         parts = _Parts(stack, time == "concat", time == "film", size, stride, depth)
         layers = getattr(parts, kind)(channels, width, self.out_channels)

@@ -226,6 +226,8 @@ def solver_settings(model: nn.Module, **settings: object) -> Iterator[None]:
     """
     for name in settings:
         choose(name, ("solver", "steps", "rtol", "atol", "gradient"), "setting of an ODE block")
+    if settings.get("solver") in TABLEAUX:  # tolerances held for an adaptive solver mean nothing to it
+        settings = {"rtol": None, "atol": None, **settings}
     blocks = [block for block in model.modules() if isinstance(block, ODEBlock)]
     before = [{name: getattr(block, name) for name in settings} for block in blocks]
     try:

@@ -12,13 +12,15 @@ Layers find the context of the evaluation they are part of by :func:`current`; o
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from functools import wraps
+from typing import ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from resode.errors import InvalidInput
 
+P, R = ParamSpec("P"), TypeVar("R")
 Field = Callable[[float | Tensor, Tensor], Tensor]
 """A vector field ``f(t, h)``, with the shape of ``h``."""
 
@@ -44,6 +46,17 @@ class Moments:
     t: float
     mean: Tensor
     variance: Tensor
+
+
+def outside_graphs(method: Callable[P, R]) -> Callable[P, R]:
+    """Keep ``method`` out of torch.compile's graphs: Dynamo takes one module that is a key of a dict for another."""
+    opaque = torch.compiler.disable(method)
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return (opaque if torch.compiler.is_compiling() else method)(*args, **kwargs)
+
+    return call
 
 
 class SolveContext:
@@ -118,12 +131,14 @@ class SolveContext:
         """
         return float(t) if self._step is None else 0.5 * (self._step[0] + self._step[1])
 
+    @outside_graphs
     def is_training(self, module: nn.Module) -> bool:
         """``module.training`` as it was when this solve first met the module."""
         return self._training.setdefault(module, module.training)
 
     # --- randomness ----------------------------------------------------------------------------------------------
 
+    @outside_graphs
     def mask(self, module: nn.Module, draw: Callable[[], Tensor]) -> Tensor:
         """The mask of ``module`` in the present mask interval; ``draw()`` makes it the first time.
 
@@ -146,6 +161,7 @@ class SolveContext:
 
     # --- tensors derived from parameters -------------------------------------------------------------------------
 
+    @outside_graphs
     def derive(self, module: nn.Module, name: object, make: Callable[[], Tensor]) -> Tensor:
         """A tensor that depends on the parameters of ``module`` alone, computed once in this solve."""
         key = (module, name)
@@ -173,6 +189,7 @@ class SolveContext:
 
     # --- batch statistics ----------------------------------------------------------------------------------------
 
+    @outside_graphs
     def record(self, moments: Moments) -> None:
         """Note the moments of a batch; they count once the step they belong to is accepted."""
         if self.recording:
@@ -183,6 +200,7 @@ class SolveContext:
         self._accepted += self._trial
         self._trial.clear()
 
+    @outside_graphs
     def commit(self) -> None:
         """End the forward solve: every layer absorbs, once, the moments of the accepted steps."""
         by_layer: dict[Absorbs, list[Moments]] = {}

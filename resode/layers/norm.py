@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resode.errors import InvalidInput, choose
-from resode.layers.context import Moments, current
+from resode.layers.context import Moments, current, outside_graphs
 
 NORMS = ("batch", "layer", "pixel", "instance", "group", "none")
 AFFINES = ("channel", "elementwise")
@@ -161,6 +161,7 @@ class BatchNorm(_BatchNorm):
             self.num_batches_tracked = batches if len(knots) == 1 else batches.repeat(len(knots))
         self.knots = knots
 
+    @outside_graphs
     def statistics(self, t: float) -> tuple[Tensor, Tensor]:
         """Running mean and variance at time ``t``, each of shape (C,)."""
         return self._at(self.running_mean, t), self._at(self.running_var, t)
