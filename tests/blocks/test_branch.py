@@ -225,7 +225,7 @@ def test_an_elementwise_map_follows_the_size_through_a_stride(kind):
         ({"kind": "resnet"}, r"'resnet': choose from basic, preact, bottleneck, convnext, mlp"),
         ({"time": "sin"}, r"'sin': choose from none, concat, film"),
         ({"kind": "mlp", "stride": 2}, r"no stride"),
-        ({"kind": "mlp", "stack": Stack(norm="instance")}, r"no instance norm"),
+        ({"kind": "mlp", "stack": Stack(norm="instance")}, r"instance norm"),
         ({"stride": 0}, r"stride 0"),
         ({"out_channels": 0}, r"8 to 0 channels"),
         ({"channels": 0}, r"0 to 0 channels"),
