@@ -27,7 +27,7 @@ figures: .venv/.resode  ## draw every figure of paper_figs/ from results/ into p
 	@$(BIN)/python -m paper_figs
 
 bench: .venv/.resode  ## time our ODE block against torchdiffeq on this machine
-	@$(BIN)/python -m experiments.bench_ode cpu
+	@$(BIN)/python -m experiments.bench_ode cpu --out "runs/bench/$$(date +%Y%m%d-%H%M%S)"
 
 lint: .venv/.resode-test  ## ruff and import-linter
 	@$(BIN)/ruff check .

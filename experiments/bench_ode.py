@@ -57,13 +57,18 @@ class Concatenating(nn.Module):
     def __init__(self, branch: Branch) -> None:
         super().__init__()
         self.layers = branch.layers
+        joint = {
+            str(i): nn.Parameter(torch.cat([layer.time_weight, layer.weight], dim=1).detach())
+            for i, layer in enumerate(branch.layers)
+            if isinstance(layer, Conv2d)
+        }
+        self.weights = nn.ParameterDict(joint)
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             if isinstance(layer, Conv2d):
                 channel = torch.ones_like(h[:, :1]) * t
-                weight = torch.cat([layer.time_weight, layer.weight], dim=1)
-                h = F.conv2d(torch.cat([channel, h], dim=1), weight, padding=layer.padding)
+                h = F.conv2d(torch.cat([channel, h], dim=1), self.weights[str(i)], padding=layer.padding)
             else:
                 h = layer(h)
         return h

@@ -51,7 +51,9 @@ def main(
 def execute(config: C, run: Callable[[C, Run], None], out: Path) -> Run:
     """Run an experiment with ``config`` in the folder ``out``, unless it is finished; the folder."""
     with Run.create(out, jsonable(config), device=getattr(config, "device", "cpu")) as folder:
-        if not folder.done:
+        if folder.done:
+            print(f"Finished before; remove {folder.path} to run it again.")
+        else:
             run(config, folder)
             folder.finish()
     return folder

@@ -86,7 +86,7 @@ def run(config: Config, out: Run) -> None:
             trained = load(folder, device=config.device)
             data = trained.data.batches("test", EVALUATION_BATCH)
             tables.append(lesion.single(dynamics(trained.model), data, progress=True).to_dict())
-        out.save_result(name, {"trainings": scores, "lesions": tables})
+        out.save_result(name, {"trainings": scores, "lesions": tables, "classes": trained.data.classes})
 
 
 if __name__ == "__main__":

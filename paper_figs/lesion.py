@@ -14,9 +14,6 @@ NAMES = {"residual": "Residual net", "plain": "Plain net", "ode": "ODE net"}
 
 def figure(published: Mapping[str, Any]) -> Figure:
     """The first seed's deletions, one panel a net."""
-    tables = {NAMES[name]: found["lesions"][0] for name, found in _nets(published).items()}
-    return sign(plots.lesions(tables, chance=0.9), published)
-
-
-def _nets(published: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: published["results"][name] for name in NAMES}
+    found = published["results"]
+    tables = {title: found[name]["lesions"][0] for name, title in NAMES.items()}
+    return sign(plots.lesions(tables, chance=1 - 1 / found["residual"]["classes"]), published)

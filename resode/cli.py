@@ -4,14 +4,18 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from torch import nn
 
 from resode import demo, plots
+from resode.blocks.adaptive import ADAPTIVE
 from resode.blocks.ode import ODEBlock, solver_settings
+from resode.blocks.solvers import TABLEAUX
 from resode.commandline import one_line_errors, read_arguments
 from resode.dynamics import dynamics
 from resode.errors import InvalidInput
@@ -43,7 +47,6 @@ class Demo:
     device: str = "cpu"
 
     def run(self) -> None:
-
         known = (self.out / "DONE").exists()
         paths = demo.demo(demo.Demo(), self.out, device=self.device)
         if known:
@@ -72,7 +75,6 @@ class Train:
     recipe: Annotated[Recipe, Flat] = field(default_factory=Recipe)
 
     def run(self) -> None:
-
         setup = Setup(architecture=self.architecture, stack=self.stack, data=self.data, recipe=self.recipe)
         out = self.out or Path("runs") / default_name(setup)
         run = train(setup, out, device=self.device, progress=True)
@@ -93,6 +95,37 @@ class Evaluate:
         split: train, validation or test.
         solver: solve the ODE blocks with this solver.
         steps: with this many steps (fixed-step solvers).
+        rtol: with this relative tolerance (adaptive solvers).
+        atol: with this absolute tolerance (adaptive solvers).
+        device: cpu, cuda, cuda:1.
+        data_dir: folder of the data, if it is not where it was in training.
+    """
+
+    run_folder: Folder
+    split: Literal["train", "validation", "test"] = "test"
+    solver: str | None = None
+    steps: int | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    device: str = "cpu"
+    data_dir: str | None = None
+
+    def run(self) -> None:
+        trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
+        with _solved_by(trained.model, solver=self.solver, steps=self.steps, rtol=self.rtol, atol=self.atol):
+            found = evaluate(trained.model, trained.data.batches(self.split, EVALUATION_BATCH))
+        print(f"{self.split}: {_scores(found.to_dict())}, NFE {found.nfe}")
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """Delete one step of a trained net at a time, and measure the error.
+
+    Args:
+        run_folder: folder of a run made by resode train.
+        split: train, validation or test.
+        solver: solve the ODE blocks with this fixed-step solver (needed if they were trained adaptively).
+        steps: with this many steps.
         device: cpu, cuda, cuda:1.
         data_dir: folder of the data, if it is not where it was in training.
     """
@@ -105,46 +138,24 @@ class Evaluate:
     data_dir: str | None = None
 
     def run(self) -> None:
-
-        trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
-        settings = {k: v for k, v in (("solver", self.solver), ("steps", self.steps)) if v is not None}
-        if settings and not any(isinstance(block, ODEBlock) for block in trained.model.modules()):
-            raise InvalidInput(f"{', '.join(settings)} given, and the net of {self.run_folder} has no ODE block")
-        with solver_settings(trained.model, **settings):
-            found = evaluate(trained.model, trained.data.batches(self.split, EVALUATION_BATCH))
-        print(f"{self.split}: {_scores(found.to_dict())}, NFE {found.nfe}")
-
-
-@dataclass(frozen=True)
-class Lesion:
-    """Delete one step of a trained net at a time, and measure the error.
-
-    Args:
-        run_folder: folder of a run made by resode train.
-        split: train, validation or test.
-        device: cpu, cuda, cuda:1.
-        data_dir: folder of the data, if it is not where it was in training.
-    """
-
-    run_folder: Folder
-    split: Literal["train", "validation", "test"] = "test"
-    device: str = "cpu"
-    data_dir: str | None = None
-
-    def run(self) -> None:
-
         trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
         data = trained.data.batches(self.split, EVALUATION_BATCH)
-        table = lesion.single(dynamics(trained.model), data, progress=True)
+        with _solved_by(trained.model, solver=self.solver, steps=self.steps):
+            if any(block.solver in ADAPTIVE for block in _ode_blocks(trained.model)):
+                raise InvalidInput(
+                    "the ODE blocks are solved adaptively, which leaves no fixed steps to delete: say with which, "
+                    "--solver rk4 --steps 16 for example"
+                )
+            table = lesion.single(dynamics(trained.model), data, progress=True)
         for step in table.lesions:
             said = "cannot be deleted" if step.error is None else f"error {step.error:.2%}, loss {step.loss:.4f}"
             print(f"step {step.index:3d}  {step.label:18s} {said}")
         print(f"nothing deleted: error {table.error:.2%}, loss {table.loss:.4f} on {table.count} samples")
         with Run.open(self.run_folder, write=True) as run:
-            print("Result:", run.save_result("lesion", table.to_dict()))
+            print("Result:", run.save_result(_of_split("lesion", self.split), table.to_dict()))
             chance = 1 - 1 / trained.data.classes
-            picture = plots.lesions({trained.run.config["net"]["net"]: table.to_dict()}, chance)
-            print("Figure:", run.write("figures/lesion.png", png(picture)))
+            picture = plots.lesions({trained.run.config["net"]["net"]: table.to_dict()}, chance, self.split)
+            print("Figure:", run.write(f"figures/{_of_split('lesion', self.split)}.png", png(picture)))
 
 
 @dataclass(frozen=True)
@@ -168,7 +179,6 @@ class Limits:
     data_dir: str | None = None
 
     def run(self) -> None:
-
         trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
         data = trained.data.batches(self.split, EVALUATION_BATCH)
         table = convergence(trained.model, data, self.steps, self.solvers or None, progress=True)
@@ -179,8 +189,9 @@ class Limits:
             )
         print(f"reference, rk4 with {table.reference_steps} steps: accuracy {table.reference_accuracy:.2%}")
         with Run.open(self.run_folder, write=True) as run:
-            print("Result:", run.save_result("limits", table.to_dict()))
-            print("Figure:", run.write("figures/limits.png", png(plots.convergence(table.to_dict()))))
+            print("Result:", run.save_result(_of_split("limits", self.split), table.to_dict()))
+            picture = plots.convergence(table.to_dict(), self.split)
+            print("Figure:", run.write(f"figures/{_of_split('limits', self.split)}.png", png(picture)))
 
 
 Command = (
@@ -190,6 +201,34 @@ Command = (
     | Annotated[Lesion, tyro.conf.subcommand("lesion")]
     | Annotated[Limits, tyro.conf.subcommand("limits")]
 )
+
+
+def _of_split(name: str, split: str) -> str:
+    """The name of a result: that of the test split has no addition."""
+    return name if split == "test" else f"{name}-{split}"
+
+
+def _ode_blocks(model: nn.Module) -> list[ODEBlock]:
+    return [block for block in model.modules() if isinstance(block, ODEBlock)]
+
+
+def _solved_by(model: nn.Module, **settings: Any) -> AbstractContextManager[None]:
+    """The ODE blocks of ``model`` with those ``settings`` that were given.
+
+    Raises:
+        InvalidInput: for settings that no block of the model would heed.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    blocks = _ode_blocks(model)
+    if given and not blocks:
+        raise InvalidInput(f"{', '.join(given)} given, and this net has no ODE block")
+    solvers = {given.get("solver", block.solver) for block in blocks}
+    if "steps" in given and solvers & set(ADAPTIVE):
+        raise InvalidInput(
+            f"steps is {given['steps']}, and {', '.join(sorted(solvers))} chooses its own: give rtol and atol, or a "
+            f"fixed-step solver ({', '.join(TABLEAUX)})"
+        )
+    return solver_settings(model, **given)
 
 
 def _scores(values: dict[str, float]) -> str:

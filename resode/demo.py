@@ -13,6 +13,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import torch
+from scipy.special import stdtrit
 
 from resode import plots, runs
 from resode.dynamics import dynamics
@@ -142,8 +143,8 @@ def _accuracy_table(results: Mapping[str, list[Mapping[str, Any]]]) -> Table:
     rows = [
         (
             name,
-            _spread([r["train"]["accuracy"] for r in found]),
-            _spread([r["test"]["accuracy"] for r in found]),
+            _interval([r["train"]["accuracy"] for r in found]),
+            _interval([r["test"]["accuracy"] for r in found]),
             f"{found[0]['parameters']:,}",
             str(found[0]["nfe"]) if found[0]["nfe"] else "–",
             f"{mean(r['seconds'] for r in found):.1f} s",
@@ -153,15 +154,17 @@ def _accuracy_table(results: Mapping[str, list[Mapping[str, Any]]]) -> Table:
     count = len(next(iter(results.values())))
     return Table(
         "What was trained",
-        f"Accuracy in evaluation mode, mean ± standard deviation over {count} seeds. NFE counts the evaluations of "
-        "residual branches in one forward pass: depth, as far as cost goes. Time is that of one training.",
+        f"Accuracy in evaluation mode, mean and 95% interval (Student's t) over n = {count} seeds. NFE counts the "
+        "evaluations of residual branches in one forward pass: depth, as far as cost goes. Time is of one training.",
         ("net", "training accuracy", "test accuracy", "parameters", "NFE", "time"),
         rows,
     )
 
 
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.1%}" + (f" ± {stdev(values):.1%}" if len(values) > 1 else "")
+def _interval(values: list[float]) -> str:
+    """The mean, and half the width of its 95% interval by Student's t."""
+    n = len(values)
+    return f"{mean(values):.1%}" + (f" ± {stdtrit(n - 1, 0.975) * stdev(values) / n**0.5:.1%}" if n > 1 else "")
 
 
 def _degradation(results: Mapping[str, list[Mapping[str, Any]]]) -> str:

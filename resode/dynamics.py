@@ -52,8 +52,9 @@ class Step:
 
     def __call__(self, h: Tensor) -> Tensor:
         """The state after the step."""
-        out = evaluate(self.branch, self.t, h)
-        return self.post(add_branch(self.shortcut(h), out, self.scale)) if self.kind == "residual" else out
+        if self.kind != "residual":
+            return self.branch(self.t, h)
+        return self.post(add_branch(self.shortcut(h), evaluate(self.branch, self.t, h), self.scale))
 
     def deleted(self, h: Tensor) -> Tensor:
         """The state after the step without its branch: post(shortcut(h)); for a plain step, h itself.

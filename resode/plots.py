@@ -68,12 +68,13 @@ def training(histories: Mapping[str, Records]) -> Figure:
     return figure
 
 
-def lesions(tables: Mapping[str, Mapping[str, Any]], chance: float | None = None) -> Figure:
+def lesions(tables: Mapping[str, Mapping[str, Any]], chance: float | None = None, split: str = "test") -> Figure:
     """Error of each net without one of its steps, by the step deleted; stages are shaded in turn.
 
     Args:
         tables: lesion tables (``LesionTable.to_dict``) by the name of the net.
         chance: the error of guessing, drawn as a line.
+        split: the split of the data on which they were measured.
     """
     figure = new_figure(len(tables), 1, width=7.5, height=2.3)
     panels = figure.subplots(len(tables), 1, sharey=True, squeeze=False)[:, 0]
@@ -87,7 +88,9 @@ def lesions(tables: Mapping[str, Mapping[str, Any]], chance: float | None = None
             axes.axhline(chance, color=GREY, linewidth=1.0, linestyle=":", label="guessing")
         impossible = [i for i, step in enumerate(steps) if step["error"] is None]
         axes.plot(impossible, [0.03] * len(impossible), "x", color=GREY, label="not deletable" if impossible else None)
-        axes.set_title(f"{name} (error {table['error']:.1%} on {table['count']} test samples)", fontsize=9, loc="left")
+        axes.set_title(
+            f"{name} (error {table['error']:.1%} on {table['count']} {split} samples)", fontsize=9, loc="left"
+        )
         axes.set_xlim(-0.7, len(steps) - 0.3)
         axes.set_ylim(0, 1.0)
         axes.set_ylabel("error")
@@ -115,11 +118,12 @@ def _shade_stages(axes: Axes, stages: Sequence[int]) -> None:
             axes.axvspan(members[0] - 0.5, members[-1] + 0.5, color="#f2f2f2", zorder=0)
 
 
-def convergence(table: Mapping[str, Any]) -> Figure:
+def convergence(table: Mapping[str, Any], split: str = "test") -> Figure:
     """Error of the logits against the reference solve, and accuracy, by the number of steps in each ODE block.
 
     Args:
         table: a convergence table (``ConvergenceTable.to_dict``).
+        split: the split of the data on which it was measured.
     """
     figure = new_figure(1, 2)
     error, accuracy = figure.subplots(1, 2)
@@ -131,7 +135,7 @@ def convergence(table: Mapping[str, Any]) -> Figure:
         error.plot(steps, [e["logit_error"] for e in rows], **style)
         accuracy.plot(steps, [e["accuracy"] for e in rows], **style)
     accuracy.axhline(table["reference_accuracy"], color="black", linewidth=1.0, linestyle="--", label="reference")
-    trained = sorted({steps for _, steps in table["trained"]})
+    trained = sorted({steps for _, steps in table["trained"] if steps is not None})
     ticks = sorted({e["steps"] for e in table["evaluations"]})
     for axes in (error, accuracy):
         for steps in trained:
@@ -143,7 +147,7 @@ def convergence(table: Mapping[str, Any]) -> Figure:
         tidy(axes)
     error.set_yscale("log")
     error.set_ylabel("relative error of the logits")
-    accuracy.set_ylabel("test accuracy")
+    accuracy.set_ylabel(f"{split} accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     accuracy.set_ylim(0, 1.02)
     accuracy.legend(frameon=False, fontsize=8, loc="lower right")

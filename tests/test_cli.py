@@ -139,6 +139,28 @@ def test_an_ode_net_is_evaluated_with_another_solver(trained, capsys):
     assert "rk4" in capsys.readouterr().err
 
 
+def test_settings_that_nothing_would_heed_are_refused(trained, capsys, tmp_path):
+    assert call("evaluate", str(trained), "--solver", "dopri5", "--steps", "4") != 0
+    assert "dopri5 chooses its own" in capsys.readouterr().err
+    assert call("evaluate", str(trained), "--rtol", "1e-4") != 0
+    assert "fixed steps" in capsys.readouterr().err
+    assert call("train", *SMALL, "--out", "run") == 0
+    assert call("evaluate", "run", "--steps", "4") != 0
+    assert "no ODE block" in capsys.readouterr().err
+
+
+def test_an_adaptive_net_is_lesioned_on_a_grid_of_the_users(capsys):
+    small = ["--net", "odenet", "--solver", "bosh3", "--rtol", "1e-1", "--atol", "1e-1", "--width", "4"]
+    assert call("train", *small, "--epochs", "1", "--batch-size", "512", "--out", "run") == 0
+    capsys.readouterr()
+    assert call("lesion", "run") != 0
+    assert "--solver rk4" in capsys.readouterr().err
+    assert call("lesion", "run", "--solver", "euler", "--steps", "2", "--split", "validation") == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^step +\d+", said, re.MULTILINE)) == 3 * 2 + 2
+    assert "lesion-validation.json" in said
+
+
 def test_lesion_and_limits_write_results_and_figures(trained, capsys):
     assert call("lesion", str(trained)) == 0
     assert call("limits", str(trained), "--steps", "1", "2", "--solvers", "euler", "rk4") == 0

@@ -343,6 +343,19 @@ def test_statistics_of_tied_blocks_are_indexed_by_their_times():
     assert (norm.running_mean[1] - norm.running_mean[0]).min() > 0.9, "momentum 0.1 of a mean that is 10 higher"
 
 
+def test_a_trajectory_gathers_the_statistics_of_the_solve_and_no_others():
+    block = ODEBlock(Branch(4, Stack()).double(), "rk4", steps=2)
+    other = copy.deepcopy(block)
+    x = state("preact", channels=4)
+    block(x), other.trajectory(x, [0.1, 0.5, 0.7, 1.0])
+    for name, value in block.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+    other.trajectory(x, [0.5])
+    norm, before = other.branch.layers[0], block.branch.layers[0]
+    assert torch.equal(norm.running_mean[-1], before.running_mean[-1]), "the solve did not reach the last knot"
+    assert not torch.equal(norm.running_mean[0], before.running_mean[0])
+
+
 # --- save and load ----------------------------------------------------------------------------------------------------
 
 

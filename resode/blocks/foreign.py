@@ -20,7 +20,8 @@ def refuse_foreign(branch: nn.Module) -> None:
     """Check that ``branch`` holds no layer that draws at random, or updates statistics, at each evaluation.
 
     Inside one solve a branch must be a function of (t, h) alone. torch's own dropout draws a new mask at every stage of
-    a step, and torch's batch norm updates its buffers at every stage and again in a recomputation.
+    a step, and torch's batch norm updates its buffers at every stage and again in a recomputation. Only modules can be
+    seen: a function called in the branch's own ``forward`` (``F.dropout``) cannot.
 
     Raises:
         InvalidInput: naming the first such layer, where it is, and what to do.

@@ -128,8 +128,8 @@ class ODEBlock(nn.Module):
         """The states at ``times``, differentiable: (T, *x.shape).
 
         On a fixed grid the solve is the one of :meth:`forward`; a time between two grid points is reached by one
-        shortened step from the point before it, which leaves the solve itself as it is. An adaptive solve lands on
-        every one of the times.
+        shortened step from the point before it, which leaves the solve itself, and the statistics it gathers, as they
+        are. An adaptive solve lands on every one of the times.
 
         Raises:
             InvalidInput: for times outside [t0, t1], decreasing, or none.
@@ -140,6 +140,7 @@ class ODEBlock(nn.Module):
                 f"times of a trajectory must lie in [{self.t0:g}, {self.t1:g}] and not decrease; got {times or 'none'}"
             )
         with self._solving() as f:
+            f.context.whole = times[-1] == self.t1
             return torch.stack(list(self._states(f, self.scheme(), x, times)))
 
     def _states(self, f: Solve, scheme: Scheme, h: Tensor, times: list[float]) -> Iterator[Tensor]:
@@ -150,8 +151,12 @@ class ODEBlock(nn.Module):
                 last = max(i for i, point in enumerate(grid) if point <= time + close)
                 if last > at:
                     h, at = self._integrate(f, FixedGrid(scheme.tableau, grid[at : last + 1]), h), last
-                between = time - grid[last] > close
-                yield self._integrate(f, FixedGrid(scheme.tableau, (grid[last], time)), h) if between else h
+                if time - grid[last] > close:
+                    f.context.recording = False
+                    yield self._integrate(f, FixedGrid(scheme.tableau, (grid[last], time)), h)
+                    f.context.recording = True
+                else:
+                    yield h
         else:
             now = self.t0
             for time in times:

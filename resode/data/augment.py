@@ -27,8 +27,8 @@ class Augment:
 
     Args:
         flip: mirror each image left to right with probability 1/2.
-        crop: see `random_crop`.
-        shift: see `random_shift`. It is the same as ``crop``; with both, the two translations add up.
+        crop: pad with this many black pixels on each side and crop the old size at a random place; 0 for none.
+        shift: translate by up to this many pixels each way, with black beyond (the same as crop, and added to it).
 
     Raises:
         InvalidInput: for a ``crop`` or ``shift`` that is not a whole number from 0 on.

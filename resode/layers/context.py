@@ -70,6 +70,9 @@ class SolveContext:
             collects and sends on to the parameters with :meth:`derived_gradients`. Otherwise (backpropagation)
             they are part of the ordinary graph.
         single: the branch will be evaluated once, so that a layer may update its statistics as it goes.
+
+    ``recording`` says whether moments count, and ``whole`` that those gathered stand for all of [t0, t1]; otherwise
+    only the knots near them are updated.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class SolveContext:
         self.detached = detached
         self.single = single
         self.recording = True
+        self.whole = not single
         self.t: float | Tensor = t0
         self._step: tuple[float, float] | None = None
         self._uses: dict[nn.Module, int] = {}
@@ -208,7 +212,7 @@ class SolveContext:
             by_layer.setdefault(moments.layer, []).append(moments)
         for layer, met in by_layer.items():
             moments = [m.mean for m in met], [m.variance for m in met]
-            layer.absorb([m.t for m in met], *moments, whole=not self.single)
+            layer.absorb([m.t for m in met], *moments, whole=self.whole)
         self._accepted.clear()
         self.recording = False
 

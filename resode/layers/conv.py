@@ -156,11 +156,11 @@ class Linear(nn.Linear, _Weights):
         self.time_weight: nn.Parameter | None = None
         if time:
             bound = 1.0 / math.sqrt(in_features + 1)
-            self.time_weight = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound))
+            self.time_weight = nn.Parameter(torch.empty(out_features, 1).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, t: float | Tensor = 0.0) -> Tensor:
         out = F.linear(x, self.effective_weight(), self.bias)
-        return out if self.time_weight is None else add_time(out, t, self.time_weight)
+        return out if self.time_weight is None else add_time(out, t, self.time_weight[:, 0])
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _options(self)

@@ -130,7 +130,8 @@ class BatchNorm(_BatchNorm):
     the moments met on accepted steps are scattered to the knots by hat weights φ_k(t) and averaged,
     m_k = Σ_i φ_k(t_i) m(t_i) / Σ_i φ_k(t_i); a knot that no evaluation came near takes its neighbours', by linear
     interpolation; then every knot makes one momentum update. A recomputation, a rejected step or an adjoint solve
-    never updates. It is a ``_BatchNorm``, so torch's tools (``update_bn``, parameter groups) see it.
+    never updates. Between the knots the field has kinks in t: a grid without them as points loses order (rk4 falls to
+    3). It is a ``_BatchNorm``, so torch's tools (``update_bn``, parameter groups) see it.
 
     Raises:
         InvalidInput: when it has several knots and is called with no time known, which is outside a

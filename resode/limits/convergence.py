@@ -49,7 +49,7 @@ class ConvergenceTable:
     reference_steps: int
     reference_accuracy: float
     reference_loss: float
-    trained: tuple[tuple[str, int], ...]
+    trained: tuple[tuple[str, int | None], ...]
     evaluations: tuple[Evaluation, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def convergence(
         reference_steps,
         _accuracy(reference, labels),
         float(F.cross_entropy(reference, labels)),
-        tuple((block.solver, block.steps) for block in blocks),
+        tuple((block.solver, block.steps if block.solver in TABLEAUX else None) for block in blocks),
         tuple(
             Evaluation(
                 solver,

@@ -64,6 +64,8 @@ def build(config: NetConfig, seed: int | None = None) -> Net:
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            with torch.no_grad():  # torch counts the fan of a grouped convolution as if it were not grouped
+                layer.weight.mul_(layer.groups**0.5)
     return net
 
 
@@ -100,5 +102,9 @@ def resnet(depth: int, stack: Stack | None = None, **settings: Any) -> Net:
 
 
 def odenet(stack: Stack | None = None, **settings: Any) -> Net:
-    """The ODE net: stem, transitions and head of the residual net, and an ODE block in each stage."""
+    """The ODE net: stem and transitions of the residual net, and an ODE block in each stage.
+
+    A flow ends without an activation, so its head begins with a norm and an activation, as the pre-activation
+    residual net's does.
+    """
     return _one("odenet", stack, **settings)

@@ -22,7 +22,7 @@ class Architecture:
 
     Args:
         net: lenet5, alexnet, vgg, plain, resnet or odenet.
-        depth: layers with weights of plain and resnet: 6n + 2.
+        depth: 6n + 2 for plain and resnet: 3 stages of n blocks (of two layers each, for basic and preact).
         width: channels of the first stage of plain, resnet and odenet; they double from stage to stage.
         kind: residual branch: basic (post-activation), preact, bottleneck, convnext, mlp (points).
         expansion: width inside a branch over its channels; by default 1 (basic, preact), 1/4 (bottleneck), 4.

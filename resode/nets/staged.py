@@ -70,13 +70,14 @@ class _Stage:
 
     @property
     def blocks(self) -> int:
-        """Blocks of a stage, the one that changes the shape included; the ODE block counts as one."""
-        if self.config.net == "odenet":
-            return 1 if self.c == self.o else 2
+        """Residual blocks of a stage of plain or resnet, the one that changes the shape included."""
         return (self.config.depth - 2) // (2 * self.config.stages)
 
     def depth(self, done: float) -> float:
-        """Relative depth in the net after the share ``done`` of this stage."""
+        """Relative depth in the net after the share ``done`` of this stage, for the linear schedule of dropout.
+
+        Block i of n has done i/n. An ODE block, or a branch shared by all blocks, stands for all of them: 1/2.
+        """
         return (self.index + done) / self.config.stages
 
     def steps(self) -> Iterator[nn.Module]:
@@ -109,7 +110,7 @@ class _Stage:
             self.stride,
             expansion=config.expansion,
             size=self.size,
-            depth=self.depth(1 / self.blocks),
+            depth=self.depth(0.0 if config.net == "odenet" else 1 / self.blocks),
         )
         shortcut = make_shortcut(config.shortcut, self.c, self.o, self.stride, _without_dropout(stack), self.out_size)
         return ResidualBlock(branch, shortcut, post=self.post())
@@ -119,7 +120,7 @@ class _Stage:
         config, first = self.config, int(self.c != self.o)
         count = self.blocks - first
         times = [i / count for i in range(count)]
-        shared = self.branch(config.time, self.depth(1.0)) if config.tied and count else None
+        shared = self.branch(config.time, self.depth(0.5)) if config.tied and count else None
         if shared is not None:
             index_statistics(shared, times)
         for i, t in enumerate(times):
@@ -130,7 +131,7 @@ class _Stage:
     def ode_block(self) -> ODEBlock:
         config, steps = self.config, each(self.config.steps)
         return ODEBlock(
-            self.branch(config.time, self.depth(1.0)),
+            self.branch(config.time, self.depth(0.5)),
             config.solver,
             steps[self.index % len(steps)],
             config.rtol,

@@ -227,8 +227,8 @@ class Run:
         with file:  # one open file: a writer may replace the path between the check and the load
             if fault := checkpoint_fault(file):
                 raise RunError(
-                    f"cannot load the checkpoint {path} ({fault}): restore it from a copy, or delete it to "
-                    "start the run over"
+                    f"cannot load the checkpoint {path} ({fault}): restore it from a copy, or run "
+                    "again in another folder"
                 )
             file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True)

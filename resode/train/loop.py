@@ -202,8 +202,6 @@ def _seed_default(seed: int, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
 
 
 def _checkpoint(state: _State, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

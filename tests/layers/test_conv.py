@@ -76,7 +76,7 @@ def test_a_linear_map_takes_time_as_one_more_input(t):
     layer = Linear(4, 5, time=True).double()
     x = images()[:, :, 0, 0]
     column = torch.ones(3, 1, dtype=torch.float64) * torch.as_tensor(t, dtype=torch.float64)
-    expected = F.linear(torch.cat([x, column], 1), torch.cat([layer.weight, layer.time_weight[:, None]], 1), layer.bias)
+    expected = F.linear(torch.cat([x, column], 1), torch.cat([layer.weight, layer.time_weight], 1), layer.bias)
     torch.testing.assert_close(layer(x, t), expected)
 
 

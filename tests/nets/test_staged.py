@@ -333,9 +333,15 @@ def test_linear_dropout_rises_in_equal_parts_block_by_block(kind):
 
 
 @pytest.mark.parametrize("kind", ["unit", "path", "dropconnect"])
-def test_linear_dropout_of_an_ode_net_rises_and_ends_at_p(kind):
-    found = rates(small("odenet", stack=Stack(dropout=Dropout(kind, 0.6, "linear"))), dropped(kind))
-    assert found == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6])
+def test_linear_dropout_of_an_ode_net_is_that_of_a_residual_net_of_many_blocks_averaged_by_stage(kind):
+    stack = Stack(dropout=Dropout(kind, 0.6, "linear"))
+    found = rates(small("odenet", stack=stack), dropped(kind))
+    assert found == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    many = rates(small(depth=6 * 300 + 2, width=1, stack=stack), dropped(kind))
+    flows = [sum(many[first : first + 299]) / 299 for first in (0, 301, 601)]
+    transitions = [many[300], many[600]]
+    expected = [flows[0], transitions[0], flows[1], transitions[1], flows[2]]
+    assert found == pytest.approx(expected, abs=2e-3)
 
 
 def test_linear_dropout_of_a_plain_net_rises_layer_by_layer():
@@ -346,7 +352,7 @@ def test_linear_dropout_of_a_plain_net_rises_layer_by_layer():
 
 def test_tied_blocks_drop_alike():
     net = small(depth=20, tied=True, stack=Stack(dropout=Dropout(p=0.6, schedule="linear")))
-    assert [dropped("unit")(block.branch) for block in net.stages[0]] == pytest.approx([0.2] * 3)
+    assert [dropped("unit")(block.branch) for block in net.stages[0]] == pytest.approx([0.1] * 3)
 
 
 @pytest.mark.parametrize("net", ["resnet", "odenet", "plain"])
@@ -361,6 +367,13 @@ def test_nothing_is_dropped_in_stem_shortcuts_and_head(net, kind):
 
 
 # Building
+
+
+def test_convolutions_start_he_normal_grouped_ones_too():
+    """Var w = 2/(k²·C_out/groups): for a depthwise 7×7 convolution 2/49."""
+    for layer in of_kind(small(kind="convnext", width=64, depth=8), Conv2d):
+        fan_out = layer.kernel_size[0] ** 2 * layer.out_channels / layer.groups
+        assert float(layer.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
 
 
 def test_a_seed_makes_the_same_net_and_leaves_the_global_random_state():
