@@ -461,7 +461,9 @@ def test_a_damaged_checkpoint_is_an_error_that_says_what_to_do(run, damage):
     run.save_checkpoint({"weights": torch.ones(10_000)})
     path = run.path / "checkpoint.pt"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(RunError, match=r"checkpoint\.pt .*restore it from a copy, or run again in another folder") as error:
+    with pytest.raises(
+        RunError, match=r"checkpoint\.pt .*restore it from a copy, or run again in another folder"
+    ) as error:
         run.load_checkpoint()
     assert one_line(error)
 
