@@ -3,7 +3,7 @@
 ODE nets are trained with a coarse Euler grid and with rk4 at the same number of evaluations of f, then evaluated with
 other solvers and numbers of steps against a fine reference solve (Ott et al. 2021, arXiv 2007.15386).
 
-    python -m experiments.convergence cpu --publish results                 digits, about 5 minutes on 2 CPU cores
+    python -m experiments.convergence cpu --publish results                 digits, about 9 minutes on a CPU core
     python -m experiments.convergence paper --data-dir data --publish results     CIFAR-10, a GPU
 """
 

@@ -3,7 +3,7 @@
 A residual net, the plain net of the same depth, and the ODE net of the same branch are trained alike, from several
 seeds; then every step is deleted, one at a time (Veit, Wilber & Belongie 2016, arXiv 1605.06431, section 4.1).
 
-    python -m experiments.lesion cpu --publish results                      digits, about 3 minutes on 2 CPU cores
+    python -m experiments.lesion cpu --publish results                      digits, about 4 minutes on a CPU core
     python -m experiments.lesion paper --data-dir data --publish results    CIFAR-10, a GPU
 """
 
