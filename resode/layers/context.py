@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from resode.errors import InvalidInput
 P, R = ParamSpec("P"), TypeVar("R")
 Field = Callable[[float | Tensor, Tensor], Tensor]
 """A vector field ``f(t, h)``, with the shape of ``h``."""
+
+Draw = Callable[[Tensor], Tensor]
+"""Makes a random mask for a tensor, from its shape, type and device."""
 
 _current: ContextVar["SolveContext | None"] = ContextVar("resode_solve_context", default=None)
 
@@ -43,9 +46,25 @@ class Moments:
     """Mean and unbiased variance of one batch, met by ``layer`` in an evaluation at time ``t``."""
 
     layer: Absorbs
-    t: float
+    t: float | Tensor
     mean: Tensor
     variance: Tensor
+
+
+@dataclass(frozen=True)
+class MaskInput:
+    """The mask of the ``use``-th use of ``module`` within one evaluation."""
+
+    module: nn.Module
+    use: int
+
+
+@dataclass(frozen=True)
+class DerivedInput:
+    """What :meth:`SolveContext.derive` keeps for ``module`` under ``name``."""
+
+    module: nn.Module
+    name: object
 
 
 def outside_graphs(method: Callable[P, R]) -> Callable[P, R]:
@@ -72,7 +91,8 @@ class SolveContext:
         single: the branch will be evaluated once, so that a layer may update its statistics as it goes.
 
     ``recording`` says whether moments count, and ``whole`` that those gathered stand for all of [t0, t1]; otherwise
-    only the knots near them are updated.
+    only the knots near them are updated. ``inputs``, if a dict, takes note of what the evaluations ask this context
+    for, and how to make it in another solve (see ``blocks.compiled``).
     """
 
     def __init__(
@@ -90,8 +110,10 @@ class SolveContext:
         self.single = single
         self.recording = True
         self.whole = not single
+        self.weights_vary = False
+        self.inputs: dict[MaskInput | DerivedInput, Any] | None = None
         self.t: float | Tensor = t0
-        self._step: tuple[float, float] | None = None
+        self._step: tuple[float | Tensor, float | Tensor] | None = None
         self._uses: dict[nn.Module, int] = {}
         self._masks: dict[tuple[nn.Module, int, int], Tensor] = {}
         self._derived: dict[tuple[nn.Module, object], tuple[Tensor, Tensor]] = {}
@@ -122,18 +144,18 @@ class SolveContext:
             )
         return out
 
-    def begin_step(self, start: float, end: float) -> None:
+    def begin_step(self, start: float | Tensor, end: float | Tensor) -> None:
         """Say that the evaluations to come are stages of the step from ``start`` to ``end``."""
         self._step = (start, end)
         self._trial.clear()
 
-    def interval_time(self, t: float | Tensor) -> float:
+    def interval_time(self, t: float | Tensor) -> float | Tensor:
         """A time strictly inside the step being made: its middle (``t`` itself outside a step).
 
         Weights and masks that are constant on pieces are chosen by this time, so that every stage of a step uses
         the step's own piece: the left limit at its end. Otherwise the order of a solver falls to 1.
         """
-        return float(t) if self._step is None else 0.5 * (self._step[0] + self._step[1])
+        return _number(t) if self._step is None else 0.5 * (self._step[0] + self._step[1])
 
     @outside_graphs
     def is_training(self, module: nn.Module) -> bool:
@@ -143,16 +165,23 @@ class SolveContext:
     # --- randomness ----------------------------------------------------------------------------------------------
 
     @outside_graphs
-    def mask(self, module: nn.Module, draw: Callable[[], Tensor]) -> Tensor:
-        """The mask of ``module`` in the present mask interval; ``draw()`` makes it the first time.
+    def mask(self, module: nn.Module, draw: Draw, like: Tensor) -> Tensor:
+        """The mask of ``module`` in the present mask interval; ``draw(like)`` makes it the first time.
 
-        A module used several times within one evaluation has a mask for each use.
+        A module used several times within one evaluation has a mask for each use. A mask depends on the shape, type
+        and device of ``like`` alone.
         """
         use = self._uses.get(module, 0)
         self._uses[module] = use + 1
-        key = (module, use, self.mask_interval)
+        if self.inputs is not None:
+            self.inputs.setdefault(MaskInput(module, use), (draw, tuple(like.shape), like.dtype, like.device))
+        return self.mask_of(MaskInput(module, use), draw, like)
+
+    def mask_of(self, name: "MaskInput", draw: Draw, like: Tensor) -> Tensor:
+        """The mask called ``name`` in the present mask interval."""
+        key = (name.module, name.use, self.mask_interval)
         if key not in self._masks:
-            self._masks[key] = draw()
+            self._masks[key] = draw(like)
         return self._masks[key]
 
     @property
@@ -160,14 +189,21 @@ class SolveContext:
         """Index of the mask interval in which the present step lies."""
         if self.mask_intervals == 1:
             return 0
-        share = (self.interval_time(self.t) - self.t0) / (self.t1 - self.t0)
+        share = (float(self.interval_time(self.t)) - self.t0) / (self.t1 - self.t0)
         return min(max(int(share * self.mask_intervals), 0), self.mask_intervals - 1)
 
     # --- tensors derived from parameters -------------------------------------------------------------------------
 
     @outside_graphs
     def derive(self, module: nn.Module, name: object, make: Callable[[], Tensor]) -> Tensor:
-        """A tensor that depends on the parameters of ``module`` alone, computed once in this solve."""
+        """A tensor that depends on the parameters of ``module`` alone, computed once in this solve.
+
+        While ``weights_vary`` (the parameters stand for values at one t), it is computed each time.
+        """
+        if self.weights_vary:
+            return make()
+        if self.inputs is not None:
+            self.inputs.setdefault(DerivedInput(module, name), make)
         key = (module, name)
         if key not in self._derived:
             if self.detached:
@@ -212,7 +248,7 @@ class SolveContext:
             by_layer.setdefault(moments.layer, []).append(moments)
         for layer, met in by_layer.items():
             moments = [m.mean for m in met], [m.variance for m in met]
-            layer.absorb([m.t for m in met], *moments, whole=self.whole)
+            layer.absorb([float(m.t) for m in met], *moments, whole=self.whole)
         self._accepted.clear()
         self.recording = False
 
@@ -235,11 +271,16 @@ def evaluate(branch: Field, t: float | Tensor, h: Tensor) -> Tensor:
     return out
 
 
-def interval_time(t: float | Tensor) -> float:
+def interval_time(t: float | Tensor) -> float | Tensor:
     """For a branch with weights that are constant on pieces: the time by which to choose the piece.
 
     Such a branch lists the ends of its pieces in an attribute ``breakpoints`` (times in (t0, t1)). See
     :meth:`SolveContext.interval_time`.
     """
     context = current()
-    return float(t) if context is None else context.interval_time(t)
+    return _number(t) if context is None else context.interval_time(t)
+
+
+def _number(t: float | Tensor) -> float | Tensor:
+    # While a step is traced a time is a tensor whose value is not known; it stays one.
+    return t if isinstance(t, Tensor) else float(t)

@@ -17,6 +17,7 @@ E[m/(1 − p)] = 1 and E[m] = 1 − p.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -119,8 +120,8 @@ class Dropout(nn.Module):
         training = self.training if context is None else context.is_training(self)
         if not training:
             return _apply(x, self.p, None, self.inverted)
-        draw = MASKS[self.kind]
-        mask = draw(x, self.p) if context is None else context.mask(self, lambda: draw(x, self.p))
+        draw = partial(MASKS[self.kind], p=self.p)
+        mask = draw(x) if context is None else context.mask(self, draw, x)
         return _apply(x, self.p, mask, self.inverted)
 
     def extra_repr(self) -> str:

@@ -163,13 +163,18 @@ class BatchNorm(_BatchNorm):
         self.knots = knots
 
     @outside_graphs
-    def statistics(self, t: float) -> tuple[Tensor, Tensor]:
+    def statistics(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """Running mean and variance at time ``t``, each of shape (C,)."""
         return self._at(self.running_mean, t), self._at(self.running_var, t)
 
-    def _at(self, held: Tensor, t: float) -> Tensor:
+    def _at(self, held: Tensor, t: float | Tensor) -> Tensor:
         if len(self.knots) == 1:
             return held
+        if isinstance(t, Tensor):  # by tensor operations alone: its value may not be known (a traced step)
+            knots = torch.tensor(self.knots, dtype=t.dtype, device=t.device)
+            right = torch.bucketize(t, knots).clamp(1, len(self.knots) - 1)
+            share = ((t - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0.0, 1.0)
+            return torch.lerp(held[right - 1], held[right], share.to(held.dtype))
         (i, w), *rest = hat_weights(t, self.knots)
         return held[i] if not rest else torch.lerp(held[i], held[rest[0][0]], 1.0 - w)
 
@@ -185,12 +190,12 @@ class BatchNorm(_BatchNorm):
             )
         self._check_input_dim(x)
         if not context.is_training(self):
-            mean, variance = self.statistics(float(context.t))
+            mean, variance = self.statistics(context.t)
             return F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
         # Fresh buffers at momentum 1 receive this batch's moments, from the same kernel that normalizes.
         mean, variance = torch.zeros_like(self._any_mean), torch.zeros_like(self._any_mean)
         out = F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
-        context.record(Moments(self, float(context.t), mean, variance))
+        context.record(Moments(self, context.t, mean, variance))
         return out
 
     @property
