@@ -13,9 +13,7 @@ import tyro
 from torch import nn
 
 from resode import demo, plots
-from resode.blocks.adaptive import ADAPTIVE
 from resode.blocks.ode import ODEBlock, solver_settings
-from resode.blocks.solvers import TABLEAUX
 from resode.commandline import one_line_errors, read_arguments
 from resode.dynamics import dynamics
 from resode.errors import InvalidInput
@@ -141,7 +139,7 @@ class Lesion:
         trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
         data = trained.data.batches(self.split, EVALUATION_BATCH)
         with _solved_by(trained.model, solver=self.solver, steps=self.steps):
-            if any(block.solver in ADAPTIVE for block in _ode_blocks(trained.model)):
+            if any(block.grid_steps is None for block in _ode_blocks(trained.model)):
                 raise InvalidInput(
                     "the ODE blocks are solved adaptively, which leaves no fixed steps to delete: say with which, "
                     "--solver rk4 --steps 16 for example"
@@ -222,12 +220,6 @@ def _solved_by(model: nn.Module, **settings: Any) -> AbstractContextManager[None
     blocks = _ode_blocks(model)
     if given and not blocks:
         raise InvalidInput(f"{', '.join(given)} given, and this net has no ODE block")
-    solvers = {given.get("solver", block.solver) for block in blocks}
-    if "steps" in given and solvers & set(ADAPTIVE):
-        raise InvalidInput(
-            f"steps is {given['steps']}, and {', '.join(sorted(solvers))} chooses its own: give rtol and atol, or a "
-            f"fixed-step solver ({', '.join(TABLEAUX)})"
-        )
     return solver_settings(model, **given)
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from resode.blocks.ode import ODEBlock
 from resode.blocks.residual import ResidualBlock, add_branch
-from resode.blocks.solvers import FixedGrid, Solve, Tableau, axpy, stage_slopes
+from resode.blocks.solvers import FixedGrid, Solve, rk_step
+from resode.blocks.tableaux import Tableau
 from resode.errors import InvalidInput
 from resode.layers.context import Field, SolveContext, evaluate
 from resode.nets.net import Net, PlainLayer, evaluating
@@ -111,10 +112,8 @@ class Increment:
 
     def __call__(self, t: float | Tensor, h: Tensor) -> Tensor:
         solve = Solve(self.field, SolveContext(*self.interval))
-        solve.context.begin_step(self.t, self.end)
-        first, *rest = stage_slopes(solve, self.tableau, self.t, self.end, h)
-        step, (b, *weights) = self.end - self.t, self.tableau.b
-        return axpy(first * (step * b), step, weights, rest)
+        solve.begin_step(self.t, self.end)
+        return rk_step(solve, self.tableau, self.t, self.end, (h,), base=(torch.zeros_like(h),)).state[0]
 
 
 def dynamics(model: nn.Module, example: Tensor | None = None) -> ResidualDynamics:
@@ -222,9 +221,19 @@ def _read_ode(block: ODEBlock, stage: int, label: str) -> Iterator[Step]:
     scheme = block.scheme()
     if not isinstance(scheme, FixedGrid):
         raise InvalidInput(
-            f"the ODE block {label} is solved by {block.solver}, which has no fixed steps: read the net within "
-            "resode.solver_settings(net, solver='rk4', steps=32), say"
+            f"the ODE block {label} is solved by {block.solver}, which has no steps of a fixed grid, each from the "
+            "state before it alone: read the net within resode.solver_settings(net, solver='rk4', steps=32), say"
         )
+    if block.gradient == "reversible":
+        raise InvalidInput(
+            f"the ODE block {label} is reversible: its steps act on two coupled states, and are no residual steps; "
+            "read the net within resode.solver_settings(net, gradient='backprop'), say"
+        )
+    extra = block.extra_channels
+    if extra:
+        yield Step(kind="transition", branch=lambda t, h: block.augment(h), stage=stage, label=f"{label} augment")
     for start, end in pairwise(scheme.grid):
         branch = Increment(block.branch, scheme.tableau, start, end, (block.t0, block.t1))
         yield Step(kind="residual", branch=branch, stage=stage, t=start, label=f"{label} t={start:.3g}")
+    if extra:
+        yield Step(kind="transition", branch=lambda t, h: h[:, :-extra], stage=stage, label=f"{label} project")

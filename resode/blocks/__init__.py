@@ -2,8 +2,7 @@
 
 from resode.blocks.branch import KINDS, POST_ACTIVATION, TIMES, Branch
 from resode.blocks.foreign import convert, refuse_foreign
-from resode.blocks.gradients import GRADIENTS
-from resode.blocks.ode import SOLVERS, ODEBlock, check_solver, solver_settings
+from resode.blocks.ode import ODEBlock, solver_settings
 from resode.blocks.residual import (
     SCALES,
     SHORTCUTS,
@@ -13,9 +12,13 @@ from resode.blocks.residual import (
     make_scale,
     make_shortcut,
 )
-from resode.blocks.solvers import TABLEAUX, SolveStats, Tableau
+from resode.blocks.settings import GRADIENTS, SOLVERS, check_solver
+from resode.blocks.solvers import SolveStats
+from resode.blocks.tableaux import ADAPTIVE, TABLEAUX, Tableau
+from resode.blocks.transport import collect_penalties
 
 __all__ = [
+    "ADAPTIVE",
     "GRADIENTS",
     "KINDS",
     "POST_ACTIVATION",
@@ -32,6 +35,7 @@ __all__ = [
     "SolveStats",
     "Tableau",
     "check_solver",
+    "collect_penalties",
     "convert",
     "make_scale",
     "make_shortcut",

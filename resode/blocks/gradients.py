@@ -1,53 +1,103 @@
 """Gradient modes: how a solve is differentiated.
 
-``backprop``
-    Backpropagation through the solver's own steps: the exact gradient of the discrete solve, at a memory that grows
-    with the number of steps. Double backward and forward-mode differentiation work.
+============== ============================================ ==================== ====================================
+mode           what it differentiates                       memory               source
+============== ============================================ ==================== ====================================
+backprop       the solver's own steps                       all stages
+checkpoint     the same, each step recomputed               the states at steps  Griewank & Walther 2000
+reversible     another scheme's own steps, reconstructed    constant             McCallum & Foster 2024, 2410.11648
+adjoint        the continuous problem, solved backward      constant             Chen et al. 2018, 1806.07366
+============== ============================================ ==================== ====================================
 
-``adjoint``
-    The continuous adjoint (Chen et al. 2018, arXiv 1806.07366, Algorithm 1): with a = ∂L/∂h, solve backward in time
-
-        dh/dt = f,    da/dt = −aᵀ ∂f/∂h,    dg/dt = −aᵀ ∂f/∂θ,    from h(t1), a(t1), g(t1) = 0,
-
-    by the forward pass's solver on its own grid. Its memory does not depend on the number of steps. It is the gradient
-    of the continuous problem, so it differs from ``backprop`` by the order of the solver, and h(t) is reconstructed.
-    The cotangent is scaled to maximum 1 before the solve (the equations are linear in it), so that loss scaling
-    changes neither the error control nor the result. The state of the adjoint solve is at least float32.
+``backprop`` and ``checkpoint`` give the exact gradient of the discrete solve, and agree to rounding. ``reversible`` is
+exact for its own solve, which is another one of the same order. ``adjoint`` differs from them by the order of the
+solver. Double backward and forward-mode differentiation work with ``backprop``; elsewhere they are an error.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from resode.blocks.adaptive import Adaptive, TimeField, wide
-from resode.blocks.solvers import FixedGrid, Scheme, Solve, Tableau, axpy, stage_time
+from resode.blocks.solvers import RungeKutta, Scheme, Solve, State
 from resode.errors import InvalidInput
 from resode.layers.context import Field
 
-GRADIENTS = ("backprop", "adjoint")
+
+class Mode(Protocol):
+    """A gradient mode of one solve, but for backprop, which autograd has."""
+
+    name: str
+
+    def forward(self, f: Solve, scheme: Scheme, state: State) -> tuple[State, State]:
+        """The state at the end, from ``state`` at the start, and the tensors that the backward pass needs."""
+        ...
+
+    def backward(self, f: Solve, scheme: Scheme, kept: State, cotangent: State, gradients: "Gradients") -> State:
+        """The cotangent at the start, from that at the end; those of ``gradients.wanted`` are added there."""
+        ...
 
 
-def integrate(f: Solve, scheme: Scheme, h: Tensor, gradient: str, parameters: Sequence[Tensor]) -> Tensor:
-    """The state at the end of ``scheme``, from ``h`` at its start, differentiable as ``gradient`` says.
+class Gradients:
+    """∂L/∂θ for the tensors ``wanted``, summed up over the pieces of a solve (in at least float32)."""
+
+    def __init__(self, wanted: Sequence[Tensor]) -> None:
+        self.wanted = tuple(wanted)
+        self.sums: list[Tensor | None] = [None for _ in self.wanted]
+        self.checked = False
+
+    def check(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+        """The first time: that ``outputs`` depend on no leaf but ``inputs`` and those wanted.
+
+        Raises:
+            InvalidInput: when they do: that leaf would get no gradient, without a word.
+        """
+        if not self.checked:
+            _check_leaves(outputs, (*inputs, *self.wanted))
+            self.checked = True
+
+    def add(self, found: Sequence[Tensor | None]) -> None:
+        """Add one gradient for each of ``wanted`` (None: zero)."""
+        for i, g in enumerate(found):
+            if g is None:
+                continue
+            held = self.sums[i]
+            # The first is copied: autograd may hand out one tensor as the gradient of several.
+            self.sums[i] = g.to(wide(g.dtype), copy=True) if held is None else held.add_(g)
+
+    def final(self) -> list[Tensor]:
+        """The sums, in the types of ``wanted``."""
+        return [
+            torch.zeros_like(w) if g is None else g.to(w.dtype) for w, g in zip(self.wanted, self.sums, strict=True)
+        ]
+
+
+def integrate(f: Solve, scheme: Scheme, state: State, mode: Mode | None, parameters: Sequence[Tensor]) -> State:
+    """The state at the end of ``scheme``, from ``state`` at its start, differentiable as ``mode`` says.
 
     Args:
-        parameters: the tensors, besides ``h``, to which ``f`` passes gradients.
+        mode: None for backpropagation.
+        parameters: the tensors, besides ``state``, to which ``f`` passes gradients.
 
     Raises:
-        InvalidInput: for an adjoint under a transform of torch.func; in its backward pass, when the branch depends on
-            other tensors than ``h`` and ``parameters``; and when its gradient is differentiated.
+        InvalidInput: for a mode other than backprop under a transform of torch.func; in its backward pass, when the
+            branch depends on other tensors than its state and ``parameters``; and when its gradient is
+            differentiated.
     """
-    differentiate = torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in parameters))
-    if gradient == "backprop" or not differentiate:
-        return scheme.integrate(f, h)
+    if mode is None:
+        return scheme.integrate(f, state, RungeKutta(scheme.tableau))
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *parameters))):
+        return mode.forward(f, scheme, state)[0]
     if torch._C._are_functorch_transforms_active():
-        raise InvalidInput(f"gradient={gradient!r} does not go with torch.func's transforms: use gradient='backprop'")
-    return _Adjoint.apply(f, scheme, h, *parameters)
+        raise InvalidInput(f"gradient={mode.name!r} does not go with torch.func's transforms: use gradient='backprop'")
+    return _Solved.apply(f, scheme, mode, len(state), *state, *parameters)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type of a state whose branch computes in ``dtype``: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _autocast(device: str, enabled: bool, dtype: torch.dtype) -> AbstractContextManager:
@@ -55,46 +105,46 @@ def _autocast(device: str, enabled: bool, dtype: torch.dtype) -> AbstractContext
     return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
 
 
-class _Adjoint(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, f: Solve, scheme: Scheme, h: Tensor, *parameters: Tensor) -> Tensor:
-        device = h.device.type
-        ctx.f, ctx.scheme = f, scheme
-        ctx.autocast = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-        with _autocast(*ctx.autocast):
-            end = scheme.integrate(f, h)
-        ctx.save_for_backward(end, *parameters)
-        return end
+class _Solved(torch.autograd.Function):
+    """A whole solve as one node of the graph."""
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, f: Solve, scheme: Scheme, mode: Mode, parts: int, *tensors: Tensor) -> State:
+        device = tensors[0].device.type
+        ctx.f, ctx.scheme, ctx.mode, ctx.parts = f, scheme, mode, parts
+        ctx.autocast = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        with _autocast(*ctx.autocast):
+            end, kept = mode.forward(f, scheme, tensors[:parts])
+        ctx.kept = len(kept)
+        ctx.save_for_backward(*kept, *tensors[parts:])
+        return tuple(part.view_as(part) for part in end)  # a part that was not changed is an input
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
-            gradients = _Adjoint.gradients(ctx, cotangent)
+            gradients = _Solved.gradients(ctx, cotangents)
         if torch.is_grad_enabled():  # as they are when these gradients shall be differentiated (create_graph=True)
-            gradients = _Once.apply(*(g.requires_grad_() for g in gradients))
-        return None, None, *gradients
+            gradients = _Once.apply(ctx.mode.name, *(g.requires_grad_() for g in gradients))
+        return None, None, None, None, *gradients
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> None:
-        raise InvalidInput("gradient='adjoint' has no forward mode: use gradient='backprop'")
+        raise InvalidInput(f"gradient={ctx.mode.name!r} has no forward mode: use gradient='backprop'")
 
     @staticmethod
-    def gradients(ctx: Any, cotangent: Tensor) -> list[Tensor]:
-        """∂L/∂h at the start, and ∂L/∂θ for the parameters."""
-        end, *parameters = ctx.saved_tensors
-        _check_same(parameters, ctx.f.branch)
-        context = ctx.f.context
-        leaves = context.derived_leaves()
-        largest = cotangent.abs().amax()
-        scale = torch.where(largest > 0, largest, torch.ones_like(largest))
-        field = AdjointField(ctx.f, (*parameters, *leaves), end.dtype)
+    def gradients(ctx: Any, cotangents: State) -> list[Tensor]:
+        """∂L/∂state at the start, and ∂L/∂θ for the parameters."""
+        kept, parameters = ctx.saved_tensors[: ctx.kept], list(ctx.saved_tensors[ctx.kept :])
+        f: Solve = ctx.f
+        _check_same(parameters, f.branch)
+        leaves = f.context.derived_leaves()
+        found = Gradients((*parameters, *leaves))
+        f.backward = True
         with _autocast(*ctx.autocast):
-            a, gradients = solve_adjoint(ctx.scheme, field, end, cotangent / scale)
-        derived = context.derived_gradients(
-            parameters, [g.to(leaf.dtype) for g, leaf in zip(gradients[len(parameters) :], leaves, strict=True)]
-        )
-        total = [g if d is None else g + d for g, d in zip(gradients, derived, strict=False)]
-        return [g * scale for g in (a, *total)]
+            start = ctx.mode.backward(f, ctx.scheme, kept, cotangents, found)
+        final = found.final()
+        derived = f.context.derived_gradients(parameters, final[len(parameters) :])
+        return [*start, *(g if d is None else g + d for g, d in zip(final, derived, strict=False))]
 
 
 class _Once(torch.autograd.Function):
@@ -105,12 +155,34 @@ class _Once(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, name: str, *tensors: Tensor) -> State:
+        ctx.name = name
         return tuple(tensor.clone() for tensor in tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> None:
-        raise InvalidInput("gradient='adjoint' cannot be differentiated twice: use gradient='backprop'")
+        raise InvalidInput(f"gradient={ctx.name!r} cannot be differentiated twice: use gradient='backprop'")
+
+
+def vjp(outputs: State, inputs: State, cotangent: State, gradients: Gradients) -> State:
+    """Pull ``cotangent`` back from ``outputs`` to ``inputs`` (returned) and to ``gradients.wanted`` (added there)."""
+    through = [(out, g) for out, g in zip(outputs, cotangent, strict=True) if out.requires_grad]
+    if not through:
+        return tuple(torch.zeros_like(part) for part in inputs)
+    gradients.check([out for out, _ in through], inputs)
+    found = torch.autograd.grad(
+        [out for out, _ in through],
+        (*inputs, *gradients.wanted),
+        [g.to(out.dtype) for out, g in through],
+        allow_unused=True,
+    )
+    gradients.add(found[len(inputs) :])
+    return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=False))
+
+
+def leaves_of(state: State) -> State:
+    """``state`` as leaves of a new graph."""
+    return tuple(part.detach().requires_grad_() for part in state)
 
 
 def _check_same(parameters: Sequence[Tensor], branch: Field) -> None:
@@ -123,9 +195,8 @@ def _check_same(parameters: Sequence[Tensor], branch: Field) -> None:
         )
 
 
-def _check_leaves(out: Tensor, known: Sequence[Tensor]) -> None:
-    # What else ``out`` was computed from would get no gradient, without a word.
-    known_ids, seen, to_see = {id(tensor) for tensor in known}, set(), [out.grad_fn]
+def _check_leaves(outputs: Sequence[Tensor], known: Sequence[Tensor]) -> None:
+    known_ids, seen, to_see = {id(tensor) for tensor in known}, set(), [out.grad_fn for out in outputs]
     while to_see:
         node = to_see.pop()
         if node is None or node in seen:
@@ -135,74 +206,6 @@ def _check_leaves(out: Tensor, known: Sequence[Tensor]) -> None:
         if leaf is not None and id(leaf) not in known_ids:
             raise InvalidInput(
                 f"the branch depends on a tensor of shape {tuple(leaf.shape)} that needs a gradient and is none of its "
-                "parameters: the adjoint would give it none; register it in the branch, or use gradient='backprop'"
+                "parameters: only gradient='backprop' would give it one; register it in the branch, or use that"
             )
         to_see += (following for following, _ in node.next_functions)
-
-
-@dataclass
-class AdjointField:
-    """The right-hand side of the adjoint equations, for the tensors ``wanted``; the branch computes in ``dtype``."""
-
-    f: Solve
-    wanted: tuple[Tensor, ...]
-    dtype: torch.dtype
-    checked: bool = False
-
-    def __call__(self, t: float | Tensor, h: Tensor, a: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """f, −aᵀ ∂f/∂h and −aᵀ ∂f/∂θ at (t, h)."""
-        self.f.stats.nfe_backward += 1
-        with torch.enable_grad():
-            h = h.detach().to(self.dtype).requires_grad_()
-            out = self.f.context.evaluate(self.f.branch, t, h)
-            if not out.requires_grad:
-                return out.to(a.dtype), torch.zeros_like(a), [torch.zeros_like(w) for w in self.wanted]
-            if not self.checked:
-                _check_leaves(out, (h, *self.wanted))
-                self.checked = True
-            found = torch.autograd.grad(out, (h, *self.wanted), -a.to(out.dtype), allow_unused=True)
-        for_h, *rest = (
-            torch.zeros_like(of) if g is None else g for g, of in zip(found, (h, *self.wanted), strict=True)
-        )
-        return out.detach().to(a.dtype), for_h.to(a.dtype), rest
-
-    def flat(self, t: float | Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The same for the state (h, a, g), of which g counts for nothing."""
-        slope, slope_a, slopes_g = self(t, *state[:2])
-        return slope, slope_a, *slopes_g
-
-
-def solve_adjoint(scheme: Scheme, field: AdjointField, end: Tensor, a: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """∂L/∂h at the scheme's start, and ∂L/∂θ, from the state ``end`` and ``a`` = ∂L/∂h at its end."""
-    h, a, *gradients = (part.to(wide(part.dtype)) for part in (end, a, *(torch.zeros_like(w) for w in field.wanted)))
-    if isinstance(scheme, FixedGrid):
-        for start, stop in pairwise(reversed(scheme.grid)):
-            field.f.context.begin_step(start, stop)
-            h, a = _adjoint_step(field, scheme.tableau, start, stop, h, a, gradients)
-        return a, gradients
-    if isinstance(scheme, Adaptive):
-        if not torch.isfinite(a).all():
-            # As backpropagation gives: loss scaling that overflowed looks for this, and skips its step.
-            return a * torch.nan, [g + torch.nan for g in gradients]
-        state = (h, a, *gradients)
-        for start, stop in pairwise(reversed(scheme.pieces())):
-            field.f.context.begin_step(start, stop)
-            state = scheme.solve_piece(TimeField(field.flat, start, stop), state)
-        return state[1], list(state[2:])
-    raise TypeError(f"no adjoint for a {type(scheme).__name__}")
-
-
-def _adjoint_step(
-    field: AdjointField, tableau: Tableau, t: float, end: float, h: Tensor, a: Tensor, gradients: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """One step of (h, a); the right-hand side does not depend on ``gradients``, which are summed up in place."""
-    step = end - t
-    slopes: list[Tensor] = []
-    slopes_a: list[Tensor] = []
-    for row, b, c in zip(tableau.a, tableau.b, tableau.c, strict=True):
-        stage = field(stage_time(t, end, c), axpy(h, step, row, slopes), axpy(a, step, row, slopes_a))
-        slopes.append(stage[0])
-        slopes_a.append(stage[1])
-        for total, part in zip(gradients, stage[2], strict=True):
-            total.add_(part, alpha=step * b)
-    return axpy(h, step, tableau.b, slopes), axpy(a, step, tableau.b, slopes_a)

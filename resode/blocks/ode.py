@@ -1,61 +1,32 @@
 """The ODE block: h(t1) from h(t0) = x, where dh/dt = f(t, h)."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resode.blocks.adaptive import ADAPTIVE, Adaptive
+from resode.blocks.adjoint import Adjoint
+from resode.blocks.checkpoint import Checkpoint
+from resode.blocks.compiled import Compiler
+from resode.blocks.control import Adaptive, Tolerances
 from resode.blocks.foreign import refuse_foreign
-from resode.blocks.gradients import GRADIENTS, integrate
-from resode.blocks.solvers import TABLEAUX, FixedGrid, Scheme, Solve, SolveStats, check_breakpoints, uniform_grid
-from resode.errors import InvalidInput, choose, positive
+from resode.blocks.gradients import Mode, integrate, wide
+from resode.blocks.multistep import MULTISTEP, MultistepGrid
+from resode.blocks.reversible import COUPLING, Reversible
+from resode.blocks.settings import STEPS, TOLERANCE, check_count, check_solver, is_adaptive
+from resode.blocks.solvers import FixedGrid, Scheme, Solve, SolveStats, State, check_breakpoints, uniform_grid
+from resode.blocks.tableaux import ADAPTIVE, TABLEAUX
+from resode.blocks.transport import Transport, collecting
+from resode.errors import InvalidInput, choose
 from resode.layers.context import SolveContext
 from resode.layers.norm import index_statistics
 
-SOLVERS = (*TABLEAUX, *ADAPTIVE)
-TOLERANCE = 1e-3
 ADAPTIVE_KNOTS = 9
 """Knots of the running statistics where no fixed grid suggests their number."""
-
-
-def check_solver(
-    solver: str,
-    steps: int,
-    rtol: float | None = None,
-    atol: float | None = None,
-    t0: float = 0.0,
-    t1: float = 1.0,
-    gradient: str = "backprop",
-) -> None:
-    """Check the settings of a solve, before anything is computed.
-
-    Raises:
-        InvalidInput: for an unknown solver or gradient mode, fewer than 1 step, tolerances that are not above 0 or
-            not for this solver, or t1 ≤ t0.
-    """
-    choose(solver, SOLVERS, "solver")
-    choose(gradient, GRADIENTS, "gradient mode")
-    _check_count(steps, "steps")
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if value is None:
-            continue
-        positive(value, name)
-        if solver in TABLEAUX:
-            raise InvalidInput(
-                f"{name} is {value:g}, and {solver} makes fixed steps: leave {name} out, or choose one of "
-                f"{', '.join(ADAPTIVE)}"
-            )
-    if not -math.inf < t0 < t1 < math.inf:
-        raise InvalidInput(f"an ODE block from t0 = {t0:g} to t1 = {t1:g}: t1 must be the larger, and both finite")
-
-
-def _check_count(value: int, what: str) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise InvalidInput(f"{what} is {value!r}: a whole number of at least 1 is expected")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 class ODEBlock(nn.Module):
@@ -65,20 +36,32 @@ class ODEBlock(nn.Module):
         branch: f, any module called as ``branch(t, h)`` that keeps the shape of h; h is (B, C) or (B, C, H, W). A
             branch whose weights jump lists the times in an attribute ``breakpoints``: fixed grids must have them as
             points, adaptive solves land on them.
-        solver: "euler", "midpoint", "heun", "rk4" on a fixed grid, or "dopri5", "bosh3", "dopri8", "adaptive_heun"
-            with an error control over the whole batch.
-        steps: number of equal steps of a fixed grid.
-        rtol, atol: tolerances of an adaptive solver (1e-3 each if None).
+        solver: an explicit Runge–Kutta method ("euler", "midpoint", "heun", "ralston", "rk4", "rk4-38", "bosh3",
+            "tsit5", "dopri5", "dopri8", "adaptive_heun"; see ``blocks.tableaux``) or "explicit_adams",
+            "implicit_adams" (torchdiffeq's).
+        steps: number of equal steps of a fixed grid. If None, the last five of the Runge–Kutta methods, which are
+            embedded pairs, choose their steps by an error control, and the others make 8.
+        rtol, atol: tolerances of an adaptive solve (1e-3 each if None).
         t0, t1: ends of the interval of integration.
-        gradient: "backprop" or "adjoint" (see ``resode.blocks.gradients``).
+        gradient: "backprop", "checkpoint", "reversible" or "adjoint" (see ``blocks.gradients``).
+        compile: run each step as one compiled graph (see ``blocks.compiled``); True, or a mode of torch.compile.
         mask_intervals: dropout masks are drawn once for each of this many equal intervals of [t0, t1]. The default
             of 1, once per solve, is another regularizer than a discrete net's: with N intervals the block is the
             twin of N residual blocks.
         knots: number of times by which the running statistics of batch norms are indexed; by default the points of
             the fixed grid (steps + 1), or 9.
+        max_steps, first_step, min_step, error_norm: of an adaptive solve (see ``blocks.control.Tolerances``).
+        seminorm: leave the parameters' part of an adjoint solve out of its error control (Kidger et al. 2021).
+        coupling: λ of the reversible form (see ``blocks.reversible``).
+        extra_channels: channels of zeros that are added to x, integrated along, and left out of the result (Dupont
+            et al. 2019, arXiv 1904.01681); the branch has that many channels more than x.
+        kinetic, jacobian: weights of the penalties of ``blocks.transport``, which a trainer collects.
+        steer: in training, integrate to a random end, uniform in [t1 − steer, t1 + steer] (STEER: Ghosh et al. 2020,
+            arXiv 2006.10711).
 
     ``block.stats`` holds the evaluations and steps of the last solve. The settings are plain attributes, and may be
-    changed on a trained block; :func:`solver_settings` does so for a while.
+    changed on a trained block; :func:`solver_settings` does so for a while. Within a model under torch.compile the
+    block is a break of the graph, and compiles its own steps.
 
     Raises:
         InvalidInput: for settings that make no sense, a branch that changes the shape (or, when run, the state it is
@@ -90,46 +73,115 @@ class ODEBlock(nn.Module):
         self,
         branch: nn.Module,
         solver: str = "rk4",
-        steps: int = 8,
+        steps: int | None = None,
         rtol: float | None = None,
         atol: float | None = None,
         t0: float = 0.0,
         t1: float = 1.0,
         gradient: str = "backprop",
+        compile: bool | str = False,
         *,
         mask_intervals: int = 1,
         knots: int | None = None,
+        max_steps: int = 10_000,
+        first_step: float | None = None,
+        min_step: float | None = None,
+        error_norm: str = "batch",
+        seminorm: bool = True,
+        coupling: float = COUPLING,
+        extra_channels: int = 0,
+        kinetic: float = 0.0,
+        jacobian: float = 0.0,
+        steer: float = 0.0,
     ) -> None:
         super().__init__()
-        check_solver(solver, steps, rtol, atol, t0, t1, gradient)
-        _check_count(mask_intervals, "mask_intervals")
+        self.solver, self.steps, self.rtol, self.atol = solver, steps, rtol, atol
+        self.t0, self.t1, self.gradient = t0, t1, gradient
+        self.max_steps, self.first_step, self.min_step, self.error_norm = max_steps, first_step, min_step, error_norm
+        self.seminorm, self.coupling = seminorm, coupling
+        self.compile_mode = _compile_mode(compile)
+        self.mask_intervals, self.extra_channels = mask_intervals, extra_channels
+        self.kinetic, self.jacobian, self.steer = kinetic, jacobian, steer
+        self._check_settings()
+        check_count(mask_intervals, "mask_intervals")
         if knots is None:
-            knots = steps + 1 if solver in TABLEAUX else ADAPTIVE_KNOTS
-        _check_count(knots, "knots")
+            knots = ADAPTIVE_KNOTS if self.grid_steps is None else self.grid_steps + 1
+        check_count(knots, "knots")
         if not isinstance(branch, nn.Module):
             raise InvalidInput(f"the branch is a {type(branch).__name__}: a torch.nn.Module is expected")
         _refuse_other_shape(branch)
         refuse_foreign(branch)
         _refuse_nested(branch)
         self.branch = branch
-        self.solver, self.steps, self.rtol, self.atol = solver, steps, rtol, atol
-        self.t0, self.t1, self.gradient = t0, t1, gradient
-        self.mask_intervals = mask_intervals
         self.stats = SolveStats()
+        self._compiler = Compiler()
         index_statistics(branch, uniform_grid(t0, t1, knots - 1) if knots > 1 else (t0,))
+        if hasattr(branch, "set_span"):  # weights that vary with t
+            branch.set_span(t0, t1)
+        if self.steer and self.breakpoints and self.grid_steps is not None:
+            raise InvalidInput(
+                f"steer is {steer:g}, and f (or its masks) jumps at {len(self.breakpoints)} times: no fixed grid to a "
+                "random end has them as points; use an adaptive solver (dopri5), or steer=0"
+            )
         self.scheme()  # a grid that steps over a breakpoint is refused here, before anything is computed
+
+    def _check_settings(self) -> None:
+        check_solver(
+            self.solver,
+            self.steps,
+            self.rtol,
+            self.atol,
+            self.t0,
+            self.t1,
+            self.gradient,
+            max_steps=self.max_steps,
+            first_step=self.first_step,
+            min_step=self.min_step,
+            error_norm=self.error_norm,
+            coupling=self.coupling,
+        )
+        for name in ("kinetic", "jacobian", "steer", "extra_channels"):
+            value = getattr(self, name)
+            if not 0.0 <= value < float("inf") or (name == "extra_channels" and not isinstance(value, int)):
+                kind = "whole number" if name == "extra_channels" else "finite number"
+                raise InvalidInput(f"{name} is {value!r}: a {kind} of at least 0 is expected")
+        if self.steer >= self.t1 - self.t0:
+            raise InvalidInput(
+                f"steer is {self.steer:g}, and the interval [{self.t0:g}, {self.t1:g}] is no longer: the random end "
+                "could lie before its start"
+            )
+
+    @property
+    def grid_steps(self) -> int | None:
+        """Steps of the fixed grid; None for an adaptive solve."""
+        if is_adaptive(self.solver, self.steps):
+            return None
+        return STEPS if self.steps is None else self.steps
 
     def forward(self, x: Tensor) -> Tensor:
         """h(t1), of the shape of ``x``: (B, C) or (B, C, H, W)."""
-        with self._solving() as f:
-            return self._integrate(f, self.scheme(), x)
+        if torch.compiler.is_compiling():
+            return _outside_graphs(self, x)
+        return self._forward(x, self.compile_mode)
+
+    def _forward(self, x: Tensor, compile_mode: str | None) -> Tensor:
+        collected = collecting() if self.kinetic or self.jacobian else None
+        with self._solving(x, compile_mode, penalized=collected is not None) as f:
+            state = (self.augment(x),)
+            if collected is not None:
+                state = (*state, x.new_zeros((), dtype=wide(x.dtype)))
+            end = self._integrate(f, self.scheme(self._end()), state)
+        if collected is not None:
+            collected.append(end[1])
+        return end[0].to(x.dtype)[:, : x.shape[1]]
 
     def trajectory(self, x: Tensor, times: Sequence[float]) -> Tensor:
-        """The states at ``times``, differentiable: (T, *x.shape).
+        """The states at ``times``, differentiable: (T, *x.shape), with the extra channels if there are any.
 
         On a fixed grid the solve is the one of :meth:`forward`; a time between two grid points is reached by one
         shortened step from the point before it, which leaves the solve itself, and the statistics it gathers, as they
-        are. An adaptive solve lands on every one of the times.
+        are. An adaptive solve lands on every one of the times. The reversible and the multistep solvers begin anew at
+        each of them.
 
         Raises:
             InvalidInput: for times outside [t0, t1], decreasing, or none.
@@ -139,72 +191,135 @@ class ODEBlock(nn.Module):
             raise InvalidInput(
                 f"times of a trajectory must lie in [{self.t0:g}, {self.t1:g}] and not decrease; got {times or 'none'}"
             )
-        with self._solving() as f:
+        with self._solving(x, self.compile_mode) as f:
             f.context.whole = times[-1] == self.t1
-            return torch.stack(list(self._states(f, self.scheme(), x, times)))
+            states = self._states(f, self.scheme(), (self.augment(x),), times)
+            return torch.stack([h.to(x.dtype) for (h,) in states])
 
-    def _states(self, f: Solve, scheme: Scheme, h: Tensor, times: list[float]) -> Iterator[Tensor]:
-        if isinstance(scheme, FixedGrid):
-            grid, at = scheme.grid, 0
-            close = 1e-9 * (self.t1 - self.t0)
-            for time in times:
-                last = max(i for i, point in enumerate(grid) if point <= time + close)
-                if last > at:
-                    h, at = self._integrate(f, FixedGrid(scheme.tableau, grid[at : last + 1]), h), last
-                if time - grid[last] > close:
-                    f.context.recording = False
-                    yield self._integrate(f, FixedGrid(scheme.tableau, (grid[last], time)), h)
-                    f.context.recording = True
-                else:
-                    yield h
-        else:
+    def inverse(self, y: Tensor) -> Tensor:
+        """h(t0) with h(t1) = ``y``, by the same solver from t1 to t0: to the solver's accuracy, what was x.
+
+        Args:
+            y: of the shape of x, with the extra channels if there are any (:meth:`trajectory` gives them).
+
+        Gathers no statistics. In training each solve draws masks of its own: invert in evaluation mode.
+        """
+        with self._solving(y, self.compile_mode) as f:
+            f.context.recording = False
+            (h,) = self._integrate(f, self.scheme().reversed(), (y.to(wide(y.dtype)),))
+        return h.to(y.dtype)
+
+    def _states(self, f: Solve, scheme: Scheme, state: State, times: list[float]) -> Iterator[State]:
+        grid, close = getattr(scheme, "grid", None), 1e-9 * (self.t1 - self.t0)
+        if grid is None:
             now = self.t0
             for time in times:
                 if time > now:
-                    h, now = self._integrate(f, self._adaptive(now, time), h), time
-                yield h
+                    state, now = self._integrate(f, self._adaptive(now, time), state), time
+                yield state
+            return
+        at = 0
+        for time in times:
+            last = max(i for i, point in enumerate(grid) if point <= time + close)
+            if last > at:
+                state, at = self._integrate(f, self._on_grid(grid[at : last + 1]), state), last
+            if time - grid[last] > close:
+                f.context.recording = False
+                yield self._integrate(f, self._on_grid((grid[last], time)), state)
+                f.context.recording = True
+            else:
+                yield state
 
-    def scheme(self) -> Scheme:
-        """The grid and method of a solve with the present settings.
+    def scheme(self, end: float | None = None) -> Scheme:
+        """The grid and method of a solve with the present settings, to t1 (or another ``end``).
 
         Raises:
             InvalidInput: when they make no sense, or a fixed grid steps over a breakpoint.
         """
-        check_solver(self.solver, self.steps, self.rtol, self.atol, self.t0, self.t1, self.gradient)
-        if self.solver in ADAPTIVE:
-            return self._adaptive(self.t0, self.t1)
-        grid = uniform_grid(self.t0, self.t1, self.steps)
+        self._check_settings()
+        end, steps = self.t1 if end is None else end, self.grid_steps
+        if steps is None:
+            return self._adaptive(self.t0, end)
+        grid = uniform_grid(self.t0, end, steps)
         check_breakpoints(grid, self.breakpoints)
+        return self._on_grid(grid)
+
+    def _on_grid(self, grid: tuple[float, ...]) -> Scheme:
+        if self.solver in MULTISTEP:
+            return MultistepGrid(self.solver, grid, self.breakpoints)
         return FixedGrid(TABLEAUX[self.solver], grid)
 
     def _adaptive(self, t0: float, t1: float) -> Adaptive:
         rtol, atol = (TOLERANCE if tol is None else tol for tol in (self.rtol, self.atol))
-        return Adaptive(self.solver, t0, t1, rtol, atol, self.breakpoints)
+        tolerances = Tolerances(rtol, atol, self.max_steps, self.first_step, self.min_step, self.error_norm)
+        return Adaptive(TABLEAUX[self.solver], t0, t1, tolerances, self.breakpoints)
 
     @property
     def breakpoints(self) -> tuple[float, ...]:
-        """Times where the branch's weights or (in training) its masks jump."""
+        """Times where the branch's weights or (where layers that draw them are training) its masks jump."""
         own = tuple(float(t) for t in getattr(self.branch, "breakpoints", ()))
-        masks = uniform_grid(self.t0, self.t1, self.mask_intervals)[1:-1] if self.training else ()
+        drawing = self.mask_intervals > 1 and any(module.training for module in self.branch.modules())
+        masks = uniform_grid(self.t0, self.t1, self.mask_intervals)[1:-1] if drawing else ()
         return tuple(sorted({*own, *masks}))
 
+    def _end(self) -> float:
+        """Where the present solve ends."""
+        if not (self.training and self.steer):
+            return self.t1
+        return self.t1 + self.steer * (2.0 * float(torch.rand(())) - 1.0)
+
     @contextmanager
-    def _solving(self) -> Iterator[Solve]:
+    def _solving(self, x: Tensor, compile_mode: str | None, penalized: bool = False) -> Iterator[Solve]:
         """A solve with its context; at its end the statistics met are absorbed, once."""
         context = SolveContext(
             self.t0, self.t1, mask_intervals=self.mask_intervals, detached=self.gradient != "backprop"
         )
-        solve = Solve(self.branch, context)
+        # The state is at least float32, whatever the branch computes in: sums of small increments need it.
+        solve = Solve(self.branch, context, None if x.dtype == wide(x.dtype) else x.dtype)
+        if penalized:
+            solve.integrands = Transport(context, self.kinetic, self.jacobian)
+        if compile_mode is not None:
+            self._compiler.mode = compile_mode
+            solve.compiler = self._compiler
         self.stats = solve.stats
         yield solve
         context.commit()
 
-    def _integrate(self, f: Solve, scheme: Scheme, h: Tensor) -> Tensor:
-        return integrate(f, scheme, h, self.gradient, [p for p in self.branch.parameters() if p.requires_grad])
+    def _integrate(self, f: Solve, scheme: Scheme, state: State) -> State:
+        return integrate(f, scheme, state, self._mode(), [p for p in self.branch.parameters() if p.requires_grad])
+
+    def _mode(self) -> Mode | None:
+        """The gradient mode of one solve; None for backpropagation."""
+        if self.gradient == "backprop":
+            return None
+        if self.gradient == "checkpoint":
+            return Checkpoint()
+        return Reversible(self.coupling) if self.gradient == "reversible" else Adjoint(self.seminorm)
+
+    def augment(self, x: Tensor) -> Tensor:
+        """The state at t0: ``x``, in at least float32, with the extra channels, of zeros."""
+        x = x.to(wide(x.dtype))
+        if not self.extra_channels:
+            return x
+        return F.pad(x, (0, 0) * (x.ndim - 2) + (0, self.extra_channels))
 
     def extra_repr(self) -> str:
-        control = f"steps={self.steps}" if self.solver in TABLEAUX else f"rtol={self.rtol}, atol={self.atol}"
-        return f"solver={self.solver!r}, {control}, t0={self.t0:g}, t1={self.t1:g}, gradient={self.gradient!r}"
+        steps = self.grid_steps
+        control = f"rtol={self.rtol}, atol={self.atol}" if steps is None else f"steps={steps}"
+        said = f"solver={self.solver!r}, {control}, t0={self.t0:g}, t1={self.t1:g}, gradient={self.gradient!r}"
+        return said + (f", compile={self.compile_mode!r}" if self.compile_mode else "")
+
+
+def _compile_mode(compile: bool | str) -> str | None:
+    if isinstance(compile, bool):
+        return "default" if compile else None
+    return choose(compile, COMPILE_MODES, "mode of compile")
+
+
+@torch.compiler.disable
+def _outside_graphs(block: ODEBlock, x: Tensor) -> Tensor:
+    # The user compiles the model around the block: the block's steps are compiled, each by itself.
+    return block._forward(x, block.compile_mode or "default")
 
 
 def _refuse_other_shape(branch: nn.Module) -> None:
@@ -222,17 +337,28 @@ def _refuse_nested(branch: nn.Module) -> None:
         raise InvalidInput("the branch holds an ODE block: a solve within each evaluation of a solve is not supported")
 
 
+SETTINGS = ("solver", "steps", "rtol", "atol", "gradient", "max_steps", "first_step", "min_step", "error_norm")
+OF_ADAPTIVE = ("rtol", "atol", "first_step", "min_step")
+"""Settings that mean nothing to a fixed grid."""
+
+
 @contextmanager
 def solver_settings(model: nn.Module, **settings: object) -> Iterator[None]:
-    """Evaluate ``model`` with other settings of its ODE blocks (solver, steps, rtol, atol, gradient), then restore.
+    """Evaluate ``model`` with other settings of its ODE blocks (solver, steps, rtol, …), then restore.
+
+    A solver that is named alone chooses its steps as in a new block; with ``steps`` the tolerances held for an error
+    control mean nothing, and the other way round.
 
     Raises:
         InvalidInput: for a name that is not a setting, or (when evaluated) a value that makes no sense.
     """
     for name in settings:
-        choose(name, ("solver", "steps", "rtol", "atol", "gradient"), "setting of an ODE block")
-    if settings.get("solver") in TABLEAUX:  # tolerances held for an adaptive solver mean nothing to it
-        settings = {"rtol": None, "atol": None, **settings}
+        choose(name, SETTINGS, "setting of an ODE block")
+    solver, steps = settings.get("solver"), settings.get("steps")
+    if steps is not None or (solver is not None and solver not in ADAPTIVE):
+        settings = {**dict.fromkeys(OF_ADAPTIVE), **settings}
+    elif solver is not None:
+        settings = {"steps": None, **settings}
     blocks = [block for block in model.modules() if isinstance(block, ODEBlock)]
     before = [{name: getattr(block, name) for name in settings} for block in blocks]
     try:

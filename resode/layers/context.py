@@ -55,7 +55,7 @@ class Moments:
 class MaskInput:
     """The mask of the ``use``-th use of ``module`` within one evaluation."""
 
-    module: nn.Module
+    module: object
     use: int
 
 
@@ -114,8 +114,8 @@ class SolveContext:
         self.inputs: dict[MaskInput | DerivedInput, Any] | None = None
         self.t: float | Tensor = t0
         self._step: tuple[float | Tensor, float | Tensor] | None = None
-        self._uses: dict[nn.Module, int] = {}
-        self._masks: dict[tuple[nn.Module, int, int], Tensor] = {}
+        self._uses: dict[object, int] = {}
+        self._masks: dict[tuple[object, int, int], Tensor] = {}
         self._derived: dict[tuple[nn.Module, object], tuple[Tensor, Tensor]] = {}
         self._training: dict[nn.Module, bool] = {}
         self._trial: list[Moments] = []
@@ -165,7 +165,7 @@ class SolveContext:
     # --- randomness ----------------------------------------------------------------------------------------------
 
     @outside_graphs
-    def mask(self, module: nn.Module, draw: Draw, like: Tensor) -> Tensor:
+    def mask(self, module: object, draw: Draw, like: Tensor) -> Tensor:
         """The mask of ``module`` in the present mask interval; ``draw(like)`` makes it the first time.
 
         A module used several times within one evaluation has a mask for each use. A mask depends on the shape, type

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resode.blocks.ode import ODEBlock, check_solver, solver_settings
-from resode.blocks.solvers import TABLEAUX
+from resode.blocks.ode import ODEBlock, solver_settings
+from resode.blocks.settings import check_solver
+from resode.blocks.tableaux import TABLEAUX
 from resode.errors import InvalidInput, choose
 from resode.nets.net import evaluating
 
@@ -95,7 +96,7 @@ def convergence(
         raise InvalidInput(
             f"convergence in the number of steps needs a net with ODE blocks, and this {type(net).__name__} has none"
         )
-    own = blocks[0].solver if blocks[0].solver in TABLEAUX else "rk4"
+    own = blocks[0].solver if blocks[0].solver in TABLEAUX and blocks[0].grid_steps is not None else "rk4"
     solvers = tuple(choose(s, TABLEAUX, "fixed-step solver") for s in (solvers or (own,)))
     if not steps:
         raise InvalidInput("convergence needs numbers of steps to evaluate the net with, and there is none")
@@ -115,7 +116,7 @@ def convergence(
         reference_steps,
         _accuracy(reference, labels),
         float(F.cross_entropy(reference, labels)),
-        tuple((block.solver, block.steps if block.solver in TABLEAUX else None) for block in blocks),
+        tuple((block.solver, block.grid_steps) for block in blocks),
         tuple(
             Evaluation(
                 solver,

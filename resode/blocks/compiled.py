@@ -1,0 +1,275 @@
+"""Compiled steps: the evaluations and sums of one solver step as one graph of torch.compile's.
+
+A step is traced once for each kind of call (shapes, types, modes; see ``_Signature``) as a function of tensors alone:
+the state, t and t + Δ, the parameters and buffers of the branch, and what the context of the solve holds (masks, maps
+t·K, standardized weights). Nothing of one solve is part of the graph, so later steps and solves of the same kind run
+it as it is, and no number that changes (a time, a step size, a counter of evaluations) compiles it again. The batch
+moments that are met are outputs. The traced step is compared with the step it was traced from before it is used."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from resode.blocks.solvers import Solve, State, Trial, rk_step, stage_time
+from resode.blocks.tableaux import Tableau
+from resode.errors import InvalidInput
+from resode.layers.context import DerivedInput, Draw, MaskInput, Moments, SolveContext
+
+TOLERANCE = 2e-3
+"""How far, relative to its norm, a traced step may be from the eager one (half precision allows no less)."""
+
+
+class Compiler:
+    """Compiles the steps of one block, and keeps them; a copy of the block starts with none.
+
+    Args:
+        mode: torch.compile's mode ("default", "reduce-overhead", "max-autotune").
+    """
+
+    def __init__(self, mode: str = "default") -> None:
+        self.mode = mode
+        self.held: dict[object, _Compiled] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Compiler":
+        return Compiler(self.mode)
+
+    def __reduce__(self) -> tuple[type["Compiler"], tuple[str]]:
+        return Compiler, (self.mode,)
+
+    def step(
+        self,
+        f: Solve,
+        tableau: Tableau,
+        t: float,
+        end: float,
+        state: State,
+        *,
+        first: State | None = None,
+        base: State | None = None,
+        sign: float = 1.0,
+        control: bool = False,
+        reused: bool = False,
+    ) -> Trial:
+        """As :func:`rk_step`."""
+
+        def make(g: Solve, t: Any, end: Any, state: State, first: State | None, base: State | None) -> Trial:
+            return rk_step(g, tableau, t, end, state, first=first, base=base, sign=sign, control=control, reused=reused)
+
+        times = [stage_time(t, end, c) for c in tableau.c]
+        kind = (tableau.name, sign, control, reused)
+        return self._run(f, kind, make, times if first is None else times[1:], t, end, (state, first, base))
+
+    def slopes(self, f: Solve, t: float, state: State) -> State:
+        """The slopes at (t, state)."""
+
+        def make(g: Solve, t: Any, end: Any, state: State, *_: None) -> Trial:
+            return Trial(g(t, state))
+
+        return self._run(f, ("slopes",), make, [t], t, t, (state, None, None)).state
+
+    def _run(
+        self,
+        f: Solve,
+        kind: tuple[object, ...],
+        make: Callable[..., Trial],
+        times: Sequence[float],
+        t: float,
+        end: float,
+        states: tuple[State, State | None, State | None],
+    ) -> Trial:
+        key = (kind, _signature(f, states))
+        known = self.held.get(key)
+        if known is not None:
+            return known(f, times, t, end, states)
+        f.context.inputs = {}
+        try:
+            trial = make(f, t, end, *states)
+            inputs = f.context.inputs
+        finally:
+            f.context.inputs = None
+        traced = _trace(f, make, inputs, t, end, states)
+        traced.check(f, trial, t, end, states)
+        traced.graph = torch.compile(traced.graph, dynamic=False, fullgraph=True, mode=self.mode)
+        self.held[key] = traced
+        return trial
+
+
+def _signature(f: Solve, states: Sequence[State | None]) -> tuple[object, ...]:
+    """All that a traced step depends on but the values of its tensors."""
+    if f.described is None:  # settings of the branch's modules do not change within a solve
+        modules = f.branch.modules() if isinstance(f.branch, nn.Module) else ()
+        f.described = tuple(
+            tuple((name, value) for name, value in vars(module).items() if isinstance(value, _PLAIN))
+            for module in modules
+        )
+    device = states[0][0].device.type
+    return (
+        f.described,
+        f.dtype,
+        f.integrands is None or (f.integrands.kinetic, f.integrands.jacobian),
+        tuple(None if state is None else tuple(_layout(part) for part in state) for state in states),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)),
+        f.context.recording,
+    )
+
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+
+def _layout(x: Tensor) -> tuple[object, ...]:
+    return tuple(x.shape), x.stride(), x.dtype, x.device, x.requires_grad
+
+
+@dataclass
+class _Shape:
+    """How the outputs of a traced step are told apart: found while it is traced."""
+
+    state: int = 0
+    error: int = 0
+    last: int = 0
+    moments: list[tuple[Any, int]] = field(default_factory=list)
+    """The layers that met batches, each with the number of the evaluation."""
+    evaluations: int = 0
+
+
+class _TracedContext(SolveContext):
+    """The context of a step that is traced: all it holds are inputs of the graph."""
+
+    def __init__(self, real: SolveContext, held: dict[MaskInput | DerivedInput, Tensor], shape: _Shape) -> None:
+        super().__init__(real.t0, real.t1)
+        self.real, self.held, self.shape = real, held, shape
+        self.recording = real.recording
+        self.met: list[Tensor] = []
+
+    def evaluate(self, branch: Callable[..., Tensor], t: Any, h: Tensor) -> Tensor:
+        self.shape.evaluations += 1
+        return super().evaluate(branch, t, h)
+
+    def is_training(self, module: nn.Module) -> bool:
+        return self.real.is_training(module)
+
+    def mask(self, module: object, draw: Draw, like: Tensor) -> Tensor:
+        use = self._uses.get(module, 0)
+        self._uses[module] = use + 1
+        return self.held[MaskInput(module, use)]
+
+    def derive(self, module: nn.Module, name: object, make: Callable[[], Tensor]) -> Tensor:
+        return make() if self.weights_vary else self.held[DerivedInput(module, name)]
+
+    def record(self, moments: Moments) -> None:
+        if self.recording:
+            self.shape.moments.append((moments.layer, self.shape.evaluations - 1))
+            self.met += [moments.mean, moments.variance]
+
+
+@dataclass
+class _Compiled:
+    """A traced step: its graph, the inputs it takes from a context, and the shape of its outputs."""
+
+    graph: Callable[..., Sequence[Tensor]]
+    inputs: dict[MaskInput | DerivedInput, Any]
+    shape: _Shape
+
+    def arguments(self, f: Solve, t: float, end: float, states: Sequence[State | None]) -> list[Tensor]:
+        like = states[0][0]
+        times = [torch.full((), value, dtype=like.dtype, device=like.device) for value in (t, end)]
+        parts = [part for state in states if state is not None for part in state]
+        own = [*f.branch.parameters(), *f.branch.buffers()]
+        return [*times, *parts, *own, *(_resolve(f.context, name, how) for name, how in self.inputs.items())]
+
+    def __call__(self, f: Solve, times: Sequence[float], t: float, end: float, states: Sequence[State | None]) -> Trial:
+        out = list(self.graph(*self.arguments(f, t, end, states)))
+        f.count(self.shape.evaluations)
+        cut = [self.shape.state, self.shape.error, self.shape.last]
+        state, error, last = (tuple(out[sum(cut[:i]) : sum(cut[: i + 1])]) for i in range(3))
+        met = out[sum(cut) :]
+        for i, (layer, evaluation) in enumerate(self.shape.moments):
+            f.context.record(Moments(layer, times[evaluation], met[2 * i].detach(), met[2 * i + 1].detach()))
+        return Trial(state, error or None, last or None)
+
+    def check(self, f: Solve, trial: Trial, t: float, end: float, states: Sequence[State | None]) -> None:
+        """Check that the traced step is the eager one, in its values and its gradients.
+
+        Raises:
+            InvalidInput: when it is not: the branch does something that a graph of tensors does not show.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            out = self.graph(*self.arguments(f, t, end, states))
+        seen, expected = out[: self.shape.state], trial.state
+        wanted = [p for p in (*f.branch.parameters(), *states[0], *f.context.derived_leaves()) if p.requires_grad]
+        if wanted and any(part.requires_grad for part in expected):
+            ones = [torch.ones_like(part) for part in expected]
+            seen, expected = ((*parts, *_gradients(parts, wanted, ones)) for parts in (seen, expected))
+        for one, other in zip(seen, expected, strict=True):
+            if float((one - other).norm()) > TOLERANCE * float(other.norm()) + 1e-6:
+                raise InvalidInput(
+                    "compile=True: the traced step differs from the step as it is run, so the branch depends on "
+                    "something that a graph of tensors does not show (a random draw or a torch.no_grad of its own, a "
+                    "custom autograd function, a Python value that changes): use compile=False"
+                )
+
+
+def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangent: Sequence[Tensor]) -> list[Tensor]:
+    through = [(out, g) for out, g in zip(outputs, cotangent, strict=True) if out.requires_grad]
+    outs, gs = zip(*through, strict=True)
+    found = torch.autograd.grad(outs, inputs, gs, allow_unused=True, retain_graph=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
+
+
+def _resolve(context: SolveContext, name: MaskInput | DerivedInput, how: Any) -> Tensor:
+    """What the traced step asks ``context`` for, made now if it is not there yet."""
+    if isinstance(name, DerivedInput):
+        return context.derive(name.module, name.name, how)
+    draw, shape, dtype, device = how
+    return context.mask_of(name, draw, torch.empty(shape, dtype=dtype, device=device))
+
+
+def _trace(
+    f: Solve,
+    make: Callable[..., Trial],
+    inputs: dict[MaskInput | DerivedInput, Any],
+    t: float,
+    end: float,
+    states: Sequence[State | None],
+) -> _Compiled:
+    """The step ``make`` as a graph."""
+    shape = _Shape()
+    compiled = _Compiled(lambda: (), inputs, shape)
+    arguments = compiled.arguments(f, t, end, states)
+    parameters = [name for name, _ in f.branch.named_parameters()]
+    buffers = [name for name, _ in f.branch.named_buffers()]
+    sizes = [0 if state is None else len(state) for state in states]
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        left = list(tensors)
+        take = lambda n: tuple(left.pop(0) for _ in range(n))  # noqa: E731
+        start, stop = take(2)
+        parts = [None if state is None else take(n) for state, n in zip(states, sizes, strict=True)]
+        own = dict(zip((*parameters, *buffers), take(len(parameters) + len(buffers)), strict=True))
+        context = _TracedContext(f.context, dict(zip(inputs, left, strict=True)), shape)
+        g = Solve(lambda t, h: torch.func.functional_call(f.branch, own, (t, h)), context, f.dtype)
+        if f.integrands is not None:
+            g.integrands = f.integrands.within(context)
+        context.begin_step(start, stop)
+        with torch.enable_grad():
+            trial = make(g, start, stop, *parts)
+        error, last = trial.error or (), trial.last or ()
+        shape.state, shape.error, shape.last = len(trial.state), len(error), len(last)
+        return [*trial.state, *error, *last, *(moment.detach() for moment in context.met)]
+
+    try:
+        compiled.graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+    except InvalidInput:
+        raise
+    except Exception as problem:
+        raise InvalidInput(
+            f"compile=True: the branch cannot be traced ({str(problem).splitlines()[0] if str(problem) else problem!r}"
+            "): it looks at the values of its tensors, perhaps; use compile=False"
+        ) from problem
+    return compiled

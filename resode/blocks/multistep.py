@@ -1,0 +1,76 @@
+"""Multistep and implicit solvers on a fixed grid: torchdiffeq's, kept to the contract of a solve."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+from resode.blocks.solvers import RightHandSide, State, StepMap, Watch
+from resode.errors import InvalidInput
+
+MULTISTEP = ("explicit_adams", "implicit_adams")
+
+
+@dataclass(frozen=True)
+class MultistepGrid:
+    """torchdiffeq's ``method`` from point to point of a grid, begun anew at each of the ``breakpoints``.
+
+    Adams–Bashforth (explicit) and Adams–Bashforth–Moulton (implicit, by functional iteration) of up to order 4, begun
+    by Runge–Kutta steps: Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, section III.1.
+    """
+
+    method: str
+    grid: tuple[float, ...]
+    breakpoints: tuple[float, ...] = ()
+    tableau: None = None
+
+    def integrate(self, f: RightHandSide, state: State, step: StepMap, watch: Watch | None = None) -> State:
+        """The state at the grid's end; its steps are torchdiffeq's, whatever ``step`` is."""
+        if torch._C._are_functorch_transforms_active():
+            raise InvalidInput(f"{self.method} does not go with torch.func's transforms: use a one-step solver (rk4)")
+        for piece in self.pieces():
+            state = self._solve_piece(f, state, piece)
+        return state
+
+    def _solve_piece(self, f: RightHandSide, state: State, grid: tuple[float, ...]) -> State:
+        points = torch.tensor(grid, dtype=state[0].dtype, device=state[0].device)
+        field = _Watched(f, grid)
+        options = {"grid_constructor": lambda *_: points}
+        path = odeint(field, state, points[[0, -1]], method=self.method, options=options)
+        field.end()
+        return tuple(part[-1] for part in path)
+
+    def reversed(self) -> "MultistepGrid":
+        return MultistepGrid(self.method, self.grid[::-1], self.breakpoints)
+
+    def pieces(self) -> list[tuple[float, ...]]:
+        """The grid, cut at the breakpoints."""
+        close = 1e-9 * abs(self.grid[-1] - self.grid[0])
+        inner = range(1, len(self.grid) - 1)
+        cuts = [i for i in inner if any(abs(self.grid[i] - point) <= close for point in self.breakpoints)]
+        return [self.grid[a : b + 1] for a, b in pairwise([0, *cuts, len(self.grid) - 1])]
+
+
+class _Watched:
+    """``f`` as torchdiffeq sees it, told of each step by torchdiffeq's callback."""
+
+    def __init__(self, f: RightHandSide, grid: tuple[float, ...]) -> None:
+        self.f, self.steps = f, pairwise(grid)
+        self.began = False
+        self.slopes: Callable[[float, State], State] = f
+
+    def __call__(self, t: Tensor, state: State) -> State:
+        return self.slopes(float(t), state)
+
+    def callback_step(self, t0: Tensor, y0: State, dt: Tensor) -> None:
+        self.end()
+        self.f.begin_step(*next(self.steps))
+        self.began = True
+
+    def end(self) -> None:
+        """The step that was begun is done."""
+        if self.began:
+            self.f.accept_step()
