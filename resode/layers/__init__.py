@@ -1,5 +1,6 @@
 """The parts of a branch: normalizations, dropouts, convolutions, and the context of a solve."""
 
+from resode.layers.basis import BASES, Basis
 from resode.layers.context import SolveContext, current, evaluate, interval_time
 from resode.layers.conv import Conv2d, Linear, standardize_weight, time_map
 from resode.layers.dropout import DROPOUTS, Dropout, cutout_mask, dropout
@@ -16,8 +17,10 @@ from resode.layers.norm import (
 )
 
 __all__ = [
+    "BASES",
     "DROPOUTS",
     "NORMS",
+    "Basis",
     "BatchNorm",
     "Conv2d",
     "Dropout",
