@@ -13,24 +13,30 @@ mlp                     linear – norm – act – drop – linear, for states 
 The width inside is C times ``expansion``: 1 for basic and preact, 1/4 for bottleneck, 4 for convnext and mlp. A
 branch ends with path dropout (stochastic depth) when the stack asks for it.
 
-Time reaches a branch in one of three ways: ``none``; ``concat``, a constant channel of value t before every
-convolution, computed as the map t·K (Chen et al. 2018 concatenate); ``film``, a scale and shift by an embedding of t
-after every norm. A batch or instance norm removes what is constant over all that it averages, so of a time channel in
-the convolution before it only the borders remain (and nothing in a linear layer or a 1×1 convolution, whose weights
-for t then get no gradient): with those norms ``film`` lets more of t through.
+Time may reach a branch in two ways: ``concat``, a constant channel of value t before every convolution, computed as
+the map t·K (Chen et al. 2018 concatenate); ``film``, a scale and shift by an embedding of t after every norm. Or all of
+the branch's parameters may vary with t: ``constant`` on pieces, ``linear`` between knots, or on a ``fourier`` basis
+(see ``layers.basis``), so that a flow has as many parameters as the residual blocks it stands for. With ``none`` it is
+the same at all times.
+
+A batch or instance norm removes what is constant over all that it averages, so of a time channel in the convolution
+before it only the borders remain (and nothing in a linear layer or a 1×1 convolution, whose weights for t then get no
+gradient): with those norms ``film`` lets more of t through.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import Tensor, nn
 
+from resode.blocks.varying import Layers, drawn_knots, stack_parameters
 from resode.errors import InvalidInput, choose
-from resode.layers.conv import Conv2d, Linear
+from resode.layers.basis import BASES, Basis, knots_of
 from resode.layers.modulation import FiLM, LayerScale
 from resode.stack import Stack
 
 KINDS = ("basic", "preact", "bottleneck", "convnext", "mlp")
-TIMES = ("none", "concat", "film")
+TIMES = ("none", "concat", "film", *BASES)
 POST_ACTIVATION = ("basic", "bottleneck")
 """Kinds whose residual block has an activation after the addition, outside the branch."""
 
@@ -44,7 +50,10 @@ class Branch(nn.Module):
         channels: C of the state (B, C, H, W), or (B, C) for the kind "mlp".
         stack: normalization, activation, dropout and convolution of its layers.
         kind: "basic", "preact", "bottleneck", "convnext" or "mlp".
-        time: "none", "concat" or "film".
+        time: "none", "concat" or "film", or "constant", "linear" or "fourier" for parameters that vary with t.
+        knots: number K of values of each parameter that varies: pieces (constant), knots (linear) or basis functions
+            (fourier), over [0, 1] or what :meth:`set_span` says. By default those of 4 pieces. Each has a draw of its
+            own at first; on the fourier basis the constant function's has, and the others are 0.
         out_channels: channels of the output, C if None.
         stride: stride of the first 3×3 (or 7×7) convolution.
         expansion: width inside over ``out_channels``; the kind's own if None.
@@ -53,7 +62,7 @@ class Branch(nn.Module):
 
     Raises:
         InvalidInput: for an unknown kind or time, or a combination that makes no sense (a strided mlp, an instance
-            norm on vectors).
+            norm on vectors, knots for parameters that do not vary).
     """
 
     def __init__(
@@ -65,6 +74,7 @@ class Branch(nn.Module):
         out_channels: int | None = None,
         stride: int = 1,
         *,
+        knots: int | None = None,
         expansion: float | None = None,
         size: tuple[int, int] | None = None,
         depth: float = 1.0,
@@ -85,9 +95,27 @@ class Branch(nn.Module):
                 "a branch of kind 'mlp' acts on vectors (B, C): no stride, instance norm or standardized convolution"
             )
         width = max(1, round((EXPANSION[kind] if expansion is None else expansion) * self.out_channels))
-        parts = _Parts(stack, time == "concat", time == "film", size, stride, depth)
-        layers = getattr(parts, kind)(channels, width, self.out_channels)
-        self.layers = nn.ModuleList(layer for layer in layers if not isinstance(layer, nn.Identity))
+        basis = make_basis(time, knots)
+
+        def layers() -> Layers:
+            parts = _Parts(stack, time == "concat", time == "film", size, stride, depth)
+            made = getattr(parts, kind)(channels, width, self.out_channels)
+            return Layers((layer for layer in made if not isinstance(layer, nn.Identity)), basis)
+
+        self.layers = layers()
+        if basis is not None:
+            others = [layers() for _ in range(drawn_knots(basis) - 1)]
+            stack_parameters([self.layers, *others], basis.knots)
+
+    @property
+    def breakpoints(self) -> tuple[float, ...]:
+        """Times at which the parameters jump or bend."""
+        return () if self.layers.basis is None else self.layers.basis.breakpoints
+
+    def set_span(self, t0: float, t1: float) -> None:
+        """Let the basis of parameters that vary span [``t0``, ``t1``]; beyond it they are as at its ends."""
+        if self.layers.basis is not None:
+            self.layers.basis = replace(self.layers.basis, t0=t0, t1=t1)
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
         """f(t, h).
@@ -101,12 +129,24 @@ class Branch(nn.Module):
         """
         if h.ndim < 2 or h.shape[1] != self.channels:
             raise InvalidInput(f"a branch of {self.channels} channels was given a state of shape {tuple(h.shape)}")
-        for layer in self.layers:
-            h = layer(h, t) if isinstance(layer, Conv2d | Linear | FiLM) else layer(h)
-        return h
+        return self.layers.at(t, h)
 
     def extra_repr(self) -> str:
-        return f"kind={self.kind!r}, time={self.time!r}"
+        basis = self.layers.basis
+        return f"kind={self.kind!r}, time={self.time!r}" + ("" if basis is None else f", knots={basis.knots}")
+
+
+def make_basis(time: str, knots: int | None = None) -> Basis | None:
+    """The basis over [0, 1] that ``time`` names, or None where parameters do not vary.
+
+    Raises:
+        InvalidInput: for ``knots`` below 1, or given where parameters do not vary.
+    """
+    if time in BASES:
+        return Basis(time, knots_of(time) if knots is None else knots)
+    if knots is not None:
+        raise InvalidInput(f"knots is {knots}, and with time={time!r} no parameter varies: choose {', '.join(BASES)}")
+    return None
 
 
 class _Parts:

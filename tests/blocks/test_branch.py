@@ -25,10 +25,17 @@ def state(kind, channels=8, b=3, size=(7, 6)):
 
 
 def awake(branch):
-    """A branch whose layer scale is 1 instead of 1e-6, so that its output can be told from 0."""
+    """A branch whose layer scale is 1 instead of 1e-6, so that its output can be told from 0.
+
+    And whose parameters do vary, on a basis on which they are constant at first.
+    """
     for layer in branch.modules():
         if isinstance(layer, LayerScale):
             nn.init.ones_(layer.weight)
+    if branch.time == "fourier":
+        with torch.no_grad():
+            for parameter in branch.parameters():
+                parameter[1:] = 0.1 * torch.randn_like(parameter[1:])
     return branch
 
 
@@ -244,5 +251,25 @@ def test_a_state_of_other_channels_is_refused(shape):
             run(torch.randn(shape))
 
 
+@pytest.mark.parametrize("knots", [0, -1, 2.0])
+def test_knots_are_a_whole_number_of_at_least_one(knots):
+    with pytest.raises(InvalidInput, match=f"knots is {knots}: a whole number"):
+        Branch(8, time="constant", knots=knots)
+
+
+@pytest.mark.parametrize("time", ["none", "concat", "film"])
+def test_knots_of_what_does_not_vary_are_refused(time):
+    with pytest.raises(InvalidInput, match=f"knots is 4, and with time='{time}' .* constant, linear, fourier"):
+        Branch(8, time=time, knots=4)
+
+
+def test_by_default_parameters_vary_on_four_pieces():
+    for time, knots in (("constant", 4), ("linear", 5), ("fourier", 4)):
+        branch = Branch(8, time=time)
+        assert {len(parameter) for parameter in branch.parameters()} == {knots}
+        assert len(branch.breakpoints) == (0 if time == "fourier" else 3)
+
+
 def test_repr_says_kind_and_time():
     assert "kind='basic', time='film'" in repr(Branch(8, kind="basic", time="film"))
+    assert "kind='basic', time='linear', knots=3" in repr(Branch(8, kind="basic", time="linear", knots=3))
