@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from resode.blocks.varying import drawn_values
 from resode.nets.classic import build_alexnet, build_lenet5, build_vgg
 from resode.nets.config import NETS, Architecture, NetConfig
 from resode.nets.net import Net, PlainLayer, parameter_count
@@ -52,6 +53,8 @@ _BUILDERS = {"lenet5": build_lenet5, "alexnet": build_alexnet, "vgg": build_vgg}
 def build(config: NetConfig, seed: int | None = None) -> Net:
     """The net that ``config`` describes, with He-normal convolutions (He et al. 2015, arXiv 1502.01852, fan-out).
 
+    Weights that vary with t are drawn so at every piece or knot; on the Fourier basis they are constant at first.
+
     Args:
         seed: draw the parameters from this seed, and leave the global random state as it is.
     """
@@ -61,11 +64,13 @@ def build(config: NetConfig, seed: int | None = None) -> Net:
             torch.default_generator.manual_seed(seed)
             return build(config)
     net = _BUILDERS.get(config.net, build_staged)(config)
+    stacked = drawn_values(net)
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            with torch.no_grad():  # torch counts the fan of a grouped convolution as if it were not grouped
-                layer.weight.mul_(layer.groups**0.5)
+            for weight in stacked.get(layer.weight, [layer.weight]):
+                nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+                with torch.no_grad():  # torch counts the fan of a grouped convolution as if it were not grouped
+                    weight.mul_(layer.groups**0.5)
     return net
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from resode.blocks.branch import KINDS, TIMES
-from resode.blocks.ode import check_solver
+from resode.blocks.branch import KINDS, TIMES, make_basis
 from resode.blocks.residual import SHORTCUTS, make_scale
+from resode.blocks.settings import check_solver
 from resode.data.augment import Augment
 from resode.errors import InvalidInput, choose, positive
 from resode.stack import Dropout, Stack
@@ -31,7 +31,10 @@ class Architecture:
         tied: one branch shared by the equal blocks of a stage of resnet.
         blocks: blocks of vgg, each followed by a pooling.
         convs: convolutions in each block of vgg: one number, or one a block (VGG-11 is 1 1 2 2 2).
-        time: how f depends on t: none, concat (a time channel) or film (scale and shift).
+        time: how f depends on t: none, concat (a time channel), film (scale and shift), or weights that vary with t:
+            constant (on pieces), linear (between knots), fourier (a smooth basis).
+        knots: values of each weight that varies: pieces, knots or basis functions; by default those of one piece a step
+            of a fixed grid (linear: one more), of 4 pieces for tolerances, and one a block if tied.
         solver: euler, midpoint, heun, rk4 (fixed steps), or dopri5, bosh3, dopri8, adaptive_heun (tolerances).
         steps: steps of a fixed grid in each ODE block: one number, or one a stage.
         rtol: relative tolerance of an adaptive solver.
@@ -53,7 +56,8 @@ class Architecture:
     tied: bool = False
     blocks: int = 3
     convs: int | tuple[int, ...] = 2
-    time: Literal["none", "concat", "film"] = "concat"
+    time: Literal["none", "concat", "film", "constant", "linear", "fourier"] = "concat"
+    knots: int | None = None
     solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5", "bosh3", "dopri8", "adaptive_heun"] = "rk4"
     steps: int | tuple[int, ...] = 8
     rtol: float | None = None
@@ -66,6 +70,7 @@ class Architecture:
         choose(self.kind, KINDS, "branch kind")
         choose(self.shortcut, SHORTCUTS, "shortcut")
         choose(self.time, TIMES, "time conditioning")
+        make_basis(self.time, self.knots)
         make_scale(self.scale, 1)
         if not isinstance(self.scale, str) and not math.isfinite(self.scale):
             raise InvalidInput(f"scale is {self.scale}: a finite number is expected")

@@ -14,6 +14,8 @@ from torch import nn
 from resode.blocks.branch import POST_ACTIVATION, Branch
 from resode.blocks.ode import ODEBlock
 from resode.blocks.residual import ResidualBlock, make_shortcut
+from resode.blocks.tableaux import ADAPTIVE
+from resode.layers.basis import BASES, knots_of
 from resode.layers.norm import index_statistics
 from resode.nets.classic import plain_layer, pooled_head
 from resode.nets.config import NetConfig, each
@@ -120,7 +122,7 @@ class _Stage:
         config, first = self.config, int(self.c != self.o)
         count = self.blocks - first
         times = [i / count for i in range(count)]
-        shared = self.branch(config.time, self.depth(0.5)) if config.tied and count else None
+        shared = self.branch(config.time, self.depth(0.5), count) if config.tied and count else None
         if shared is not None:
             index_statistics(shared, times)
         for i, t in enumerate(times):
@@ -130,21 +132,30 @@ class _Stage:
 
     def ode_block(self) -> ODEBlock:
         config, steps = self.config, each(self.config.steps)
+        count = steps[self.index % len(steps)]
+        knots = None if config.solver in ADAPTIVE else knots_of(config.time, count)
         return ODEBlock(
-            self.branch(config.time, self.depth(0.5)),
+            self.branch(config.time, self.depth(0.5), knots),
             config.solver,
-            steps[self.index % len(steps)],
+            count,
             config.rtol,
             config.atol,
             gradient=config.gradient,
             mask_intervals=config.mask_intervals,
         )
 
-    def branch(self, time: str, depth: float) -> Branch:
-        """A branch that keeps the shape."""
+    def branch(self, time: str, depth: float, knots: int | None = None) -> Branch:
+        """A branch that keeps the shape. If its weights vary: with ``knots``, unless the settings say how many."""
         config = self.config
         return Branch(
-            self.o, config.stack, config.kind, time, expansion=config.expansion, size=self.out_size, depth=depth
+            self.o,
+            config.stack,
+            config.kind,
+            time,
+            knots=(config.knots or knots) if time in BASES else None,
+            expansion=config.expansion,
+            size=self.out_size,
+            depth=depth,
         )
 
     def post(self) -> nn.Module | None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from resode import Dropout, InvalidInput, NetConfig, Stack
 from resode.blocks import KINDS, SOLVERS, TABLEAUX, TIMES
 from resode.data import Augment
-from resode.layers import DROPOUTS, NORMS
+from resode.layers import BASES, DROPOUTS, NORMS
 from resode.nets import NETS, Architecture, build
 from resode.stack import ACTIVATIONS
 
@@ -26,6 +26,9 @@ from resode.stack import ACTIVATIONS
         ({"kind": "wide"}, "unknown branch kind 'wide'.*basic, preact"),
         ({"shortcut": "none"}, "unknown shortcut 'none'.*pad, projection"),
         ({"time": "sine"}, "unknown time conditioning 'sine'"),
+        ({"knots": 4}, "knots is 4, and with time='concat' no parameter varies.*constant, linear, fourier"),
+        ({"knots": 0, "time": "constant"}, "knots is 0"),
+        ({"knots": 2.5, "time": "linear"}, r"knots is 2\.5"),
         ({"scale": "2/L"}, "unknown scale.*'2/L'.*skipinit"),
         ({"scale": float("nan")}, "scale is nan"),
         ({"scale": float("inf")}, "scale is inf"),
@@ -157,6 +160,7 @@ def configs(draw):
     tolerance = st.none() if solver in TABLEAUX else st.none() | st.floats(1e-9, 1.0)
     blocks = draw(st.integers(1, 5))
     stages = 3 if size else 1
+    time = draw(st.sampled_from(TIMES))
     return NetConfig(
         net=net,
         depth=6 * draw(WHOLE) + 2,
@@ -168,7 +172,8 @@ def configs(draw):
         tied=draw(st.booleans()),
         blocks=blocks,
         convs=draw(WHOLE | st.tuples(*[WHOLE] * blocks)),
-        time=draw(st.sampled_from(TIMES)),
+        time=time,
+        knots=draw(st.none() | WHOLE) if time in BASES else None,
         solver=solver,
         steps=draw(WHOLE | st.tuples(*[WHOLE] * stages)),
         rtol=draw(tolerance),

@@ -8,7 +8,7 @@ from torch import nn
 
 from resode import Dropout, InvalidInput, NetConfig, ODEBlock, ResidualBlock, Stack
 from resode.blocks import Branch, PadShortcut, ProjectionShortcut
-from resode.layers import NORMS, BatchNorm, Conv2d, FiLM
+from resode.layers import BASES, NORMS, BatchNorm, Conv2d, FiLM
 from resode.nets import PlainLayer, build, odenet, parameter_count, plain, resnet
 
 KINDS = ("basic", "preact", "bottleneck", "convnext")
@@ -245,6 +245,66 @@ def test_time_reaches_flows_and_tied_branches_alone(time):
     assert all(timed(block.branch) == never for block in of_kind(small(time=time), ResidualBlock))
 
 
+# Weights that vary with t
+
+
+def knots(net):
+    return [block.branch.layers.basis.knots for block in of_kind(net, ODEBlock)]
+
+
+def test_by_default_there_is_a_piece_a_step_or_a_block():
+    steps = {"solver": "euler", "steps": (2, 3, 4)}
+    assert knots(small("odenet", time="constant", **steps)) == [2, 3, 4]
+    assert knots(small("odenet", time="linear", **steps)) == [3, 4, 5]
+    assert knots(small("odenet", time="fourier", **steps)) == [2, 3, 4]
+    assert knots(small("odenet", time="constant", knots=2, steps=4)) == [2, 2, 2]
+    for time in BASES:
+        tied = small(depth=26, tied=True, time=time)
+        assert [stage[-1].branch.layers.basis.knots for stage in tied.stages] == [4, 3, 3]
+
+
+def test_a_grid_without_the_knots_is_refused():
+    with pytest.raises(InvalidInput, match="steps over the breakpoint"):
+        small("odenet", time="constant", knots=3, steps=4)
+
+
+@pytest.mark.parametrize("kind", ["preact", "convnext"])
+def test_a_flow_with_a_piece_a_block_has_the_parameters_of_the_residual_net(kind):
+    shared = {"depth": 26, "kind": kind}
+    untied = parameter_count(small(**shared))
+    assert parameter_count(small(tied=True, time="constant", **shared)) == untied
+    assert parameter_count(small("odenet", time="constant", solver="euler", steps=(4, 3, 3), **shared)) == untied
+    points = {"depth": 14, **POINTS}
+    assert parameter_count(small("odenet", time="constant", steps=6, **points)) == parameter_count(small(**points))
+
+
+@pytest.mark.parametrize("kind", ["basic", "preact"])
+def test_the_tied_net_with_a_piece_a_block_is_the_untied_net(kind):
+    shared = {"depth": 26, "kind": kind, "scale": "1/L"}
+    untied, tied = small(**shared).double(), small(tied=True, time="constant", **shared).double()
+    with torch.no_grad():
+        for stage, other in zip(tied.stages, untied.stages, strict=True):
+            first = int(stage is not tied.stages[0])  # of 4, 1 + 3 and 1 + 3 blocks
+            for k, block in enumerate(list(other)[first:]):
+                for stacked, own in zip(stage[first].branch.parameters(), block.branch.parameters(), strict=True):
+                    stacked[k] = own
+            if first:
+                stage[0].load_state_dict(other[0].state_dict())
+    tied.stem.load_state_dict(untied.stem.state_dict())
+    tied.head.load_state_dict(untied.head.state_dict())
+    x = torch.rand(4, 2, 8, 8, dtype=torch.float64)
+    for training in (True, False):
+        torch.testing.assert_close(tied.train(training)(x), untied.train(training)(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("time", BASES)
+def test_nets_with_weights_that_vary_run_and_are_trained(kind, time):
+    for net in (small("odenet", kind=kind, time=time), small(kind=kind, tied=True, time=time)):
+        net(torch.rand(4, 2, 8, 8)).square().sum().backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+
 # Residual blocks: times, scales, shared weights
 
 
@@ -374,6 +434,18 @@ def test_convolutions_start_he_normal_grouped_ones_too():
     for layer in of_kind(small(kind="convnext", width=64, depth=8), Conv2d):
         fan_out = layer.kernel_size[0] ** 2 * layer.out_channels / layer.groups
         assert float(layer.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(("time", "drawn"), [("constant", 4), ("linear", 5), ("fourier", 1)])
+def test_each_value_of_a_convolution_that_varies_starts_he_normal(time, drawn):
+    net = small("odenet", kind="convnext", width=64, time=time, steps=4)
+    for layer in of_kind(nn.ModuleList(of_kind(net, ODEBlock)), Conv2d):
+        fan_out = layer.kernel_size[0] ** 2 * layer.out_channels / layer.groups
+        values = layer.weight.detach()
+        assert not values[drawn:].any()
+        assert len({float(value.sum()) for value in values[:drawn]}) == drawn
+        for value in values[:drawn]:
+            assert float(value.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
 
 
 def test_a_seed_makes_the_same_net_and_leaves_the_global_random_state():

@@ -49,6 +49,13 @@ def test_weights_of_convolutions_and_linear_layers_decay_and_nothing_else(net, n
     assert sorted(grouped(model)[0]) == sorted(expected)
 
 
+@pytest.mark.parametrize("time", ["constant", "linear", "fourier"])
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_parameters_that_vary_with_t_decay_as_those_that_do_not(time, norm):
+    stack = Stack(norm=norm)
+    assert grouped(small("odenet", stack=stack, time=time)) == grouped(small("odenet", stack=stack, time="none"))
+
+
 def test_norms_of_torch_do_not_decay_either():
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm((2, 4)), nn.BatchNorm1d(4), nn.GroupNorm(2, 4))
     assert grouped(model)[0] == ["0.weight"]
