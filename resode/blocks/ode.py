@@ -16,7 +16,7 @@ from resode.blocks.foreign import refuse_foreign
 from resode.blocks.gradients import Mode, integrate, wide
 from resode.blocks.multistep import MULTISTEP, MultistepGrid
 from resode.blocks.reversible import COUPLING, Reversible
-from resode.blocks.settings import STEPS, TOLERANCE, check_count, check_solver, is_adaptive
+from resode.blocks.settings import TOLERANCE, check_count, check_extras, check_solver, grid_steps
 from resode.blocks.solvers import FixedGrid, Scheme, Solve, SolveStats, State, check_breakpoints, uniform_grid
 from resode.blocks.tableaux import ADAPTIVE, TABLEAUX
 from resode.blocks.transport import Transport, collecting
@@ -140,23 +140,12 @@ class ODEBlock(nn.Module):
             error_norm=self.error_norm,
             coupling=self.coupling,
         )
-        for name in ("kinetic", "jacobian", "steer", "extra_channels"):
-            value = getattr(self, name)
-            if not 0.0 <= value < float("inf") or (name == "extra_channels" and not isinstance(value, int)):
-                kind = "whole number" if name == "extra_channels" else "finite number"
-                raise InvalidInput(f"{name} is {value!r}: a {kind} of at least 0 is expected")
-        if self.steer >= self.t1 - self.t0:
-            raise InvalidInput(
-                f"steer is {self.steer:g}, and the interval [{self.t0:g}, {self.t1:g}] is no longer: the random end "
-                "could lie before its start"
-            )
+        check_extras(self.extra_channels, self.kinetic, self.jacobian, self.steer, self.t0, self.t1)
 
     @property
     def grid_steps(self) -> int | None:
         """Steps of the fixed grid; None for an adaptive solve."""
-        if is_adaptive(self.solver, self.steps):
-            return None
-        return STEPS if self.steps is None else self.steps
+        return grid_steps(self.solver, self.steps)
 
     def forward(self, x: Tensor) -> Tensor:
         """h(t1), of the shape of ``x``: (B, C) or (B, C, H, W)."""

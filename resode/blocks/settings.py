@@ -20,6 +20,13 @@ def is_adaptive(solver: str, steps: int | None) -> bool:
     return solver in ADAPTIVE and steps is None
 
 
+def grid_steps(solver: str, steps: int | None) -> int | None:
+    """Steps of the fixed grid that a solve makes; None if it chooses them."""
+    if is_adaptive(solver, steps):
+        return None
+    return STEPS if steps is None else steps
+
+
 def check_solver(
     solver: str,
     steps: int | None = None,
@@ -66,6 +73,26 @@ def check_solver(
         raise InvalidInput(f"coupling is {coupling!r}: a number in (0, 1] is expected, such as 0.99")
     if not -math.inf < t0 < t1 < math.inf:
         raise InvalidInput(f"an ODE block from t0 = {t0:g} to t1 = {t1:g}: t1 must be the larger, and both finite")
+
+
+def check_extras(
+    extra_channels: int, kinetic: float, jacobian: float, steer: float, t0: float = 0.0, t1: float = 1.0
+) -> None:
+    """Check what an ODE block does besides solving.
+
+    Raises:
+        InvalidInput: for a number below 0, infinite, or not whole where it counts, and a random end before t0.
+    """
+    if not isinstance(extra_channels, int) or extra_channels < 0:
+        raise InvalidInput(f"extra_channels is {extra_channels!r}: a whole number of at least 0 is expected")
+    for name, value in (("kinetic", kinetic), ("jacobian", jacobian), ("steer", steer)):
+        if not 0.0 <= value < math.inf:
+            raise InvalidInput(f"{name} is {value!r}: a finite number of at least 0 is expected")
+    if steer >= t1 - t0:
+        raise InvalidInput(
+            f"steer is {steer:g}, and the interval [{t0:g}, {t1:g}] is no longer: the random end could lie before its "
+            "start"
+        )
 
 
 def check_count(value: int, what: str) -> None:

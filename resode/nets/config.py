@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from resode.blocks.branch import KINDS, TIMES, make_basis
 from resode.blocks.residual import SHORTCUTS, make_scale
-from resode.blocks.settings import check_solver
+from resode.blocks.settings import check_extras, check_solver
 from resode.data.augment import Augment
 from resode.errors import InvalidInput, choose, positive
 from resode.stack import Dropout, Stack
@@ -35,12 +35,23 @@ class Architecture:
             constant (on pieces), linear (between knots), fourier (a smooth basis).
         knots: values of each weight that varies: pieces, knots or basis functions; by default those of one piece a step
             of a fixed grid (linear: one more), of 4 pieces for tolerances, and one a block if tied.
-        solver: euler, midpoint, heun, rk4 (fixed steps), or dopri5, bosh3, dopri8, adaptive_heun (tolerances).
-        steps: steps of a fixed grid in each ODE block: one number, or one a stage.
-        rtol: relative tolerance of an adaptive solver.
-        atol: absolute tolerance of an adaptive solver.
-        gradient: how a solve is differentiated: backprop or adjoint.
+        solver: how an ODE block is solved: euler, midpoint, heun, ralston, rk4, rk4-38, explicit_adams, implicit_adams
+            make equal steps; the embedded pairs bosh3, tsit5, dopri5, dopri8, adaptive_heun estimate their error, and
+            choose their steps by rtol and atol, unless steps are given.
+        steps: equal steps in each ODE block: one number, or one a stage; None: 8, but for an embedded pair its own.
+        rtol: relative tolerance of the error of one step that is chosen; 0.001 if not given.
+        atol: absolute tolerance of it; 0.001 if not given.
+        max_steps: give a solve that chooses its steps up after so many.
+        gradient: how a solve is differentiated: backprop (exact, keeps every evaluation of f), checkpoint (exact, keeps
+            the state at each step), reversible (exact for a solver of its own, keeps nothing), adjoint (approximate,
+            keeps nothing; the run says how far off it is).
+        compile: compile each step of a solve into one graph: a minute at first, faster afterwards.
         mask_intervals: intervals of t with dropout masks of their own (1: once a solve).
+        extra_channels: channels of zeros added to the state of each ODE block, and dropped after it, which give its
+            paths room to pass each other (augmented neural ODEs).
+        kinetic: weight in the loss of the kinetic energy, the mean of |f|^2 along the path: straighter paths.
+        jacobian: weight in the loss of the mean of |df/dh|^2 along the path, estimated: more regular paths.
+        steer: in training, end each solve at a random time within this distance of its end: simpler paths.
 
     Raises:
         InvalidInput: for an unknown name or a number that makes no sense.
@@ -58,12 +69,32 @@ class Architecture:
     convs: int | tuple[int, ...] = 2
     time: Literal["none", "concat", "film", "constant", "linear", "fourier"] = "concat"
     knots: int | None = None
-    solver: Literal["euler", "midpoint", "heun", "rk4", "dopri5", "bosh3", "dopri8", "adaptive_heun"] = "rk4"
-    steps: int | tuple[int, ...] = 8
+    solver: Literal[
+        "euler",
+        "midpoint",
+        "heun",
+        "ralston",
+        "rk4",
+        "rk4-38",
+        "bosh3",
+        "tsit5",
+        "dopri5",
+        "dopri8",
+        "adaptive_heun",
+        "explicit_adams",
+        "implicit_adams",
+    ] = "rk4"
+    steps: int | tuple[int, ...] | None = None
     rtol: float | None = None
     atol: float | None = None
-    gradient: Literal["backprop", "adjoint"] = "backprop"
+    max_steps: int = 10_000
+    gradient: Literal["backprop", "checkpoint", "reversible", "adjoint"] = "backprop"
+    compile: bool = False
     mask_intervals: int = 1
+    extra_channels: int = 0
+    kinetic: float = 0.0
+    jacobian: float = 0.0
+    steer: float = 0.0
 
     def __post_init__(self) -> None:
         choose(self.net, NETS, "net")
@@ -86,7 +117,8 @@ class Architecture:
                 f"layers, a stem and a head): {near} is near"
             )
         for steps in each(self.steps):
-            check_solver(self.solver, steps, self.rtol, self.atol, gradient=self.gradient)
+            check_solver(self.solver, steps, self.rtol, self.atol, gradient=self.gradient, max_steps=self.max_steps)
+        check_extras(self.extra_channels, self.kinetic, self.jacobian, self.steer)
         if not all(map(_whole, each(self.convs))) or len(each(self.convs)) not in (1, self.blocks):
             raise InvalidInput(f"convs is {self.convs} for {self.blocks} blocks of vgg: one number, or one a block")
 
@@ -158,8 +190,8 @@ class NetConfig(Architecture):
         return asdict(self)
 
 
-def each(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    """One number, or one for each part of a net, as a tuple."""
+def each(value: int | tuple[int, ...] | None) -> tuple[int | None, ...]:
+    """One number (or None), or one for each part of a net, as a tuple."""
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 

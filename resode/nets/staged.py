@@ -14,7 +14,7 @@ from torch import nn
 from resode.blocks.branch import POST_ACTIVATION, Branch
 from resode.blocks.ode import ODEBlock
 from resode.blocks.residual import ResidualBlock, make_shortcut
-from resode.blocks.tableaux import ADAPTIVE
+from resode.blocks.settings import grid_steps
 from resode.layers.basis import BASES, knots_of
 from resode.layers.norm import index_statistics
 from resode.nets.classic import plain_layer, pooled_head
@@ -133,22 +133,32 @@ class _Stage:
     def ode_block(self) -> ODEBlock:
         config, steps = self.config, each(self.config.steps)
         count = steps[self.index % len(steps)]
-        knots = None if config.solver in ADAPTIVE else knots_of(config.time, count)
+        pieces = grid_steps(config.solver, count)
+        knots = None if pieces is None else knots_of(config.time, pieces)
         return ODEBlock(
-            self.branch(config.time, self.depth(0.5), knots),
+            self.branch(config.time, self.depth(0.5), knots, extra=config.extra_channels),
             config.solver,
             count,
             config.rtol,
             config.atol,
             gradient=config.gradient,
+            compile=config.compile,
             mask_intervals=config.mask_intervals,
+            max_steps=config.max_steps,
+            extra_channels=config.extra_channels,
+            kinetic=config.kinetic,
+            jacobian=config.jacobian,
+            steer=config.steer,
         )
 
-    def branch(self, time: str, depth: float, knots: int | None = None) -> Branch:
-        """A branch that keeps the shape. If its weights vary: with ``knots``, unless the settings say how many."""
+    def branch(self, time: str, depth: float, knots: int | None = None, extra: int = 0) -> Branch:
+        """A branch that keeps the shape, of ``extra`` channels more than the stage.
+
+        If its weights vary: with ``knots``, unless the settings say how many.
+        """
         config = self.config
         return Branch(
-            self.o,
+            self.o + extra,
             config.stack,
             config.kind,
             time,

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import FrozenInstanceError, asdict, replace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from resode import Dropout, InvalidInput, NetConfig, Stack
-from resode.blocks import KINDS, SOLVERS, TABLEAUX, TIMES
+from resode.blocks import ADAPTIVE, GRADIENTS, KINDS, SOLVERS, TABLEAUX, TIMES
 from resode.data import Augment
 from resode.layers import BASES, DROPOUTS, NORMS
 from resode.nets import NETS, Architecture, build
@@ -48,6 +49,14 @@ from resode.stack import ACTIVATIONS
         ({"steps": 2.0}, "steps is 2.0"),
         ({"rtol": 1e-3}, "rtol is 0.001, and rk4 makes fixed steps.*dopri5"),
         ({"solver": "dopri5", "rtol": 0.0}, "rtol is 0"),
+        ({"solver": "dopri5", "steps": 4, "rtol": 1e-3}, "rtol is 0.001, and dopri5 shall make 4 steps"),
+        ({"solver": "explicit_adams", "gradient": "checkpoint"}, "needs a one-step solver"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"extra_channels": -1}, "extra_channels is -1"),
+        ({"extra_channels": 1.0}, "extra_channels is 1.0: a whole number"),
+        ({"kinetic": -0.1}, "kinetic is -0.1"),
+        ({"jacobian": float("inf")}, "jacobian is inf"),
+        ({"steer": 1.0}, r"steer is 1, and the interval \[0, 1\] is no longer"),
         ({"solver": "dopri5", "atol": -1.0}, "atol is -1"),
         ({"convs": 0}, "convs is 0"),
         ({"convs": ()}, r"convs is \(\)"),
@@ -156,10 +165,10 @@ WHOLE = st.integers(1, 9)
 def configs(draw):
     size = draw(st.none() | st.tuples(st.integers(32, 99), st.integers(32, 99)))
     net = draw(st.sampled_from(NETS if size else ("plain", "resnet", "odenet")))
-    solver = draw(st.sampled_from(SOLVERS))
-    tolerance = st.none() if solver in TABLEAUX else st.none() | st.floats(1e-9, 1.0)
     blocks = draw(st.integers(1, 5))
     stages = 3 if size else 1
+    solver, steps = draw(st.sampled_from(SOLVERS)), draw(st.none() | WHOLE | st.tuples(*[WHOLE] * stages))
+    tolerance = st.none() | st.floats(1e-9, 1.0) if solver in ADAPTIVE and steps is None else st.none()
     time = draw(st.sampled_from(TIMES))
     return NetConfig(
         net=net,
@@ -175,11 +184,17 @@ def configs(draw):
         time=time,
         knots=draw(st.none() | WHOLE) if time in BASES else None,
         solver=solver,
-        steps=draw(WHOLE | st.tuples(*[WHOLE] * stages)),
+        steps=steps,
         rtol=draw(tolerance),
         atol=draw(tolerance),
-        gradient=draw(st.sampled_from(("backprop", "adjoint"))),
+        max_steps=draw(WHOLE),
+        gradient=draw(st.sampled_from(GRADIENTS if solver in TABLEAUX else ("backprop", "adjoint"))),
+        compile=draw(st.booleans()),
         mask_intervals=draw(WHOLE),
+        extra_channels=draw(st.integers(0, 9)),
+        kinetic=draw(FRACTIONS),
+        jacobian=draw(FRACTIONS),
+        steer=draw(FRACTIONS),
         stack=draw(STACKS),
         channels=draw(WHOLE),
         size=size,
@@ -195,6 +210,12 @@ def test_every_setting_survives_a_dict_and_json(config):
     again = NetConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
     assert hash(again) == hash(config)
+
+
+def test_the_names_that_the_command_line_offers_are_all_there_are():
+    hints = get_type_hints(Architecture)
+    offered = {"net": NETS, "kind": KINDS, "time": TIMES, "solver": SOLVERS, "gradient": GRADIENTS}
+    assert {name: get_args(hints[name]) for name in offered} == offered
 
 
 def test_missing_settings_take_their_defaults():

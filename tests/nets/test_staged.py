@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from resode import Dropout, InvalidInput, NetConfig, ODEBlock, ResidualBlock, Stack
-from resode.blocks import Branch, PadShortcut, ProjectionShortcut
+from resode.blocks import GRADIENTS, Branch, PadShortcut, ProjectionShortcut
+from resode.data import load
 from resode.layers import BASES, NORMS, BatchNorm, Conv2d, FiLM
 from resode.nets import PlainLayer, build, odenet, parameter_count, plain, resnet
 
@@ -211,11 +212,58 @@ def test_each_stage_has_its_own_number_of_steps():
     assert [block.steps for block in of_kind(small("odenet", steps=5), ODEBlock)] == [5, 5, 5]
 
 
+SOLVE = {
+    "solver": "bosh3",
+    "steps": None,
+    "rtol": 1e-2,
+    "atol": 1e-4,
+    "max_steps": 50,
+    "gradient": "adjoint",
+    "mask_intervals": 2,
+    "extra_channels": 1,
+    "kinetic": 0.1,
+    "jacobian": 0.2,
+    "steer": 0.3,
+}
+
+
 def test_the_settings_of_a_solve_reach_every_block():
-    net = small("odenet", solver="bosh3", rtol=1e-2, atol=1e-4, gradient="adjoint", mask_intervals=2)
-    for block in of_kind(net, ODEBlock):
-        held = (block.solver, block.rtol, block.atol, block.gradient, block.mask_intervals)
-        assert held == ("bosh3", 1e-2, 1e-4, "adjoint", 2)
+    for block in of_kind(small("odenet", compile=True, **SOLVE), ODEBlock):
+        assert {name: getattr(block, name) for name in SOLVE} == SOLVE
+        assert block.compile_mode == "default"
+    assert {block.compile_mode for block in of_kind(small("odenet"), ODEBlock)} == {None}
+
+
+def test_without_a_number_of_steps_embedded_pairs_choose_theirs_and_the_others_make_eight():
+    x = torch.rand(2, 2, 8, 8)
+    for solver, grid in (("rk4", 8), ("explicit_adams", 8), ("dopri5", None)):
+        net = small("odenet", solver=solver, steps=None)
+        assert {block.grid_steps for block in of_kind(net, ODEBlock)} == {grid}
+        net(x)
+    assert {block.grid_steps for block in of_kind(small("odenet", solver="dopri5", steps=3), ODEBlock)} == {3}
+
+
+@pytest.mark.parametrize("shape", [{}, POINTS])
+def test_extra_channels_live_in_the_flow_alone(shape):
+    net, plain = small("odenet", extra_channels=3, **shape), small("odenet", **shape)
+    x = torch.rand(2, 3) if shape else torch.rand(2, 2, 8, 8)
+    assert states(net, x) == states(plain, x)
+    for block, other in zip(of_kind(net, ODEBlock), of_kind(plain, ODEBlock), strict=True):
+        assert block.branch.channels == other.branch.channels + 3
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_an_ode_net_learns_digits_with_every_gradient_mode(gradient):
+    data = load("digits")
+    x, labels = data.standardize(data.train.inputs[:64]), data.train.labels[:64]
+    net = small("odenet", channels=1, classes=10, solver="midpoint", gradient=gradient)
+    optimizer, losses = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), []
+    for _ in range(8):
+        losses.append(nn.functional.cross_entropy(net(x), labels))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_depth_means_nothing_to_an_ode_net():
