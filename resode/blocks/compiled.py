@@ -7,6 +7,7 @@ it as it is, and no number that changes (a time, a step size, a counter of evalu
 moments that are met are outputs. The traced step is compared with the step it was traced from before it is used."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,7 +185,9 @@ class _Compiled:
         return [*times, *parts, *own, *(_resolve(f.context, name, how) for name, how in self.inputs.items())]
 
     def __call__(self, f: Solve, times: Sequence[float], t: float, end: float, states: Sequence[State | None]) -> Trial:
-        out = list(self.graph(*self.arguments(f, t, end, states)))
+        arguments = self.arguments(f, t, end, states)
+        with _no_autocast(states):
+            out = list(self.graph(*arguments))
         f.count(self.shape.evaluations)
         cut = [self.shape.state, self.shape.error, self.shape.last]
         state, error, last = (tuple(out[sum(cut[:i]) : sum(cut[: i + 1])]) for i in range(3))
@@ -199,20 +202,30 @@ class _Compiled:
         Raises:
             InvalidInput: when it is not: the branch does something that a graph of tensors does not show.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
-            out = self.graph(*self.arguments(f, t, end, states))
-        seen, expected = out[: self.shape.state], trial.state
+        arguments = self.arguments(f, t, end, states)
+        with _no_autocast(states):
+            out = self.graph(*arguments)
+        seen, expected = tuple(out[: self.shape.state]), trial.state
         wanted = [p for p in (*f.branch.parameters(), *states[0], *f.context.derived_leaves()) if p.requires_grad]
         if wanted and any(part.requires_grad for part in expected):
-            ones = [torch.ones_like(part) for part in expected]
-            seen, expected = ((*parts, *_gradients(parts, wanted, ones)) for parts in (seen, expected))
-        for one, other in zip(seen, expected, strict=True):
-            if float((one - other).norm()) > TOLERANCE * float(other.norm()) + 1e-6:
+            # A direction of its own at each element: norms make their output blind to the simple ones.
+            drawn = torch.Generator().manual_seed(0)
+            along = [torch.randn(part.shape, generator=drawn).to(part) for part in expected]
+            seen, expected = ((*parts, *_gradients(parts, wanted, along)) for parts in (seen, expected))
+        sizes = [float(part.detach().norm()) for part in expected]
+        for one, other, size in zip(seen, expected, sizes, strict=True):
+            if float((one - other).detach().norm()) > TOLERANCE * (size + 0.1 * max(sizes)):
                 raise InvalidInput(
                     "compile=True: the traced step differs from the step as it is run, so the branch depends on "
                     "something that a graph of tensors does not show (a random draw or a torch.no_grad of its own, a "
                     "custom autograd function, a Python value that changes): use compile=False"
                 )
+
+
+def _no_autocast(states: Sequence[State | None]) -> AbstractContextManager:
+    """For a traced step: the casts of the autocast it was traced under are operations of its graph."""
+    device = states[0][0].device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangent: Sequence[Tensor]) -> list[Tensor]:
@@ -241,7 +254,7 @@ def _trace(
     """The step ``make`` as a graph."""
     shape = _Shape()
     compiled = _Compiled(lambda: (), inputs, shape)
-    arguments = compiled.arguments(f, t, end, states)
+    arguments = [x.detach().requires_grad_(x.requires_grad) for x in compiled.arguments(f, t, end, states)]
     parameters = [name for name, _ in f.branch.named_parameters()]
     buffers = [name for name, _ in f.branch.named_buffers()]
     sizes = [0 if state is None else len(state) for state in states]

@@ -114,7 +114,8 @@ class _Solved(torch.autograd.Function):
         ctx.f, ctx.scheme, ctx.mode, ctx.parts = f, scheme, mode, parts
         ctx.autocast = (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         with _autocast(*ctx.autocast):
-            end, kept = mode.forward(f, scheme, tensors[:parts])
+            # Detached, as every later state is: a compiled step is not compiled once more for the first.
+            end, kept = mode.forward(f, scheme, tuple(part.detach() for part in tensors[:parts]))
         ctx.kept = len(kept)
         ctx.save_for_backward(*kept, *tensors[parts:])
         return tuple(part.view_as(part) for part in end)  # a part that was not changed is an input
