@@ -53,7 +53,8 @@ def add_time(out: Tensor, t: float | Tensor, K: Tensor) -> Tensor:
     """out + t·K, for ``out`` just made by a linear map: it is overwritten where that is possible."""
     K = K.to(out.dtype)
     if isinstance(t, Tensor):
-        return torch.addcmul(out, K, t.to(out.dtype))
+        wide = torch.promote_types(out.dtype, torch.float32)  # a time rounded to half precision would be another
+        return torch.addcmul(out.to(wide), K.to(wide), t.to(wide)).to(out.dtype)
     if torch._C._are_functorch_transforms_active():  # a batched K does not fit into an ``out`` without the batch
         return torch.add(out, K, alpha=t)
     return _AddTime.apply(out, K, t)
