@@ -1,6 +1,7 @@
 """A residual branch, and the two ways to run it: as a residual block, or as the vector field of an ODE block."""
 
 from resode.blocks.branch import KINDS, POST_ACTIVATION, TIMES, Branch
+from resode.blocks.fidelity import FIDELITY_TOLERANCE, Agreement, Fidelity, gradient_fidelity
 from resode.blocks.foreign import convert, refuse_foreign
 from resode.blocks.ode import ODEBlock, solver_settings
 from resode.blocks.residual import (
@@ -19,6 +20,7 @@ from resode.blocks.transport import collect_penalties
 
 __all__ = [
     "ADAPTIVE",
+    "FIDELITY_TOLERANCE",
     "GRADIENTS",
     "KINDS",
     "POST_ACTIVATION",
@@ -27,7 +29,9 @@ __all__ = [
     "SOLVERS",
     "TABLEAUX",
     "TIMES",
+    "Agreement",
     "Branch",
+    "Fidelity",
     "ODEBlock",
     "PadShortcut",
     "ProjectionShortcut",
@@ -37,6 +41,7 @@ __all__ = [
     "check_solver",
     "collect_penalties",
     "convert",
+    "gradient_fidelity",
     "make_scale",
     "make_shortcut",
     "refuse_foreign",
