@@ -5,14 +5,22 @@ normalization, dropout and augmentation, one trainer, and one set of analyses.
 """
 
 from resode import data, limits, paths, train
-from resode.blocks import Branch, ODEBlock, ResidualBlock, convert, solver_settings
+from resode.blocks import (
+    Branch,
+    ODEBlock,
+    ResidualBlock,
+    collect_penalties,
+    convert,
+    gradient_fidelity,
+    solver_settings,
+)
 from resode.dynamics import ResidualDynamics, Step, dynamics
 from resode.errors import InvalidInput, ResodeError, RunError, SolverError, TrainingError
 from resode.layers.context import evaluate, interval_time
 from resode.nets import NetConfig, build
 from resode.runs import Run
 from resode.stack import Dropout, Stack
-from resode.train import Recipe, fit
+from resode.train import Recipe, fit, recalibrate
 
 __version__ = "0.1.0"
 
@@ -33,14 +41,17 @@ __all__ = [
     "Step",
     "TrainingError",
     "build",
+    "collect_penalties",
     "convert",
     "data",
     "dynamics",
     "evaluate",
     "fit",
+    "gradient_fidelity",
     "interval_time",
     "limits",
     "paths",
+    "recalibrate",
     "solver_settings",
     "train",
 ]

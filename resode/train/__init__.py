@@ -2,6 +2,7 @@
 
 from resode.train.loop import fit
 from resode.train.metrics import Metrics, evaluate, nfe
+from resode.train.recalibrate import recalibrate
 from resode.train.recipe import Recipe
 from resode.train.session import Data, Setup, Trained, check_device, load, train
 
@@ -16,5 +17,6 @@ __all__ = [
     "fit",
     "load",
     "nfe",
+    "recalibrate",
     "train",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from resode.blocks.transport import collect_penalties
 from resode.data.augment import Augment
 from resode.data.sets import DataSet
 from resode.errors import InvalidInput, RunError, TrainingError
@@ -59,7 +60,8 @@ def fit(
 
     Returns:
         One record an epoch: epoch, lr, train_loss, train_accuracy (both over the epoch, as seen while training),
-        validation_loss, validation_accuracy (where there is such a split), nfe, seconds, images_per_second.
+        penalty (where blocks have any; it is added to the loss, and no part of train_loss), validation_loss,
+        validation_accuracy (where there is such a split), nfe, seconds, images_per_second.
 
     Raises:
         TrainingError: when the loss or a weight is no longer finite; the last checkpoint stays as it was.
@@ -118,6 +120,7 @@ def _epoch(
     device = data.train.inputs.device
     _seed_default(_seed(recipe.seed, 2 * epoch + 1), device)
     losses, right = torch.zeros(steps, device=device), torch.zeros((), dtype=torch.int64, device=device)
+    penalties: list[Tensor] = []
     begin, lr, told = time.perf_counter(), 0.0, 0
     model.train()
     batches = data.batches("train", batch, generator=generator, augment=augment, drop_last=True)
@@ -125,9 +128,11 @@ def _epoch(
         lr = learning_rate(recipe, epoch * steps + step, steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss, hits = _step(model, recipe, optimizer, x, labels)
+        loss, penalty, hits = _step(model, recipe, optimizer, x, labels)
         losses[step] = loss
         right += hits
+        if penalty is not None:
+            penalties.append(penalty)
         if device.type == "cpu" or step % WATCH == WATCH - 1 or step == steps - 1:
             _require_finite(losses[: step + 1], epoch, steps, recipe)
             done = (step + 1) * batch
@@ -140,6 +145,7 @@ def _epoch(
         "epoch": epoch + 1,
         "lr": lr,
         "train_loss": float(losses.mean()),
+        **({"penalty": float(torch.stack(penalties).mean())} if penalties else {}),
         "train_accuracy": float(right) / (steps * batch),
         "nfe": nfe(model),
         "seconds": seconds,
@@ -149,18 +155,20 @@ def _epoch(
 
 def _step(
     model: nn.Module, recipe: Recipe, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer; the loss and the number of right answers before it."""
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """One step of the optimizer; the loss, the penalty (if there is any) and the right answers before it."""
     precision = PRECISIONS[recipe.precision]
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision is not torch.float32):
+    autocast = torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision is not torch.float32)
+    with autocast, collect_penalties() as penalties:
         logits = model(x)
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+    penalty = torch.stack([p.float() for p in penalties]).sum() if penalties else None
     optimizer.zero_grad()
-    loss.backward()
+    (loss if penalty is None else loss + penalty).backward()
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()
-    return loss.detach(), (logits.argmax(1) == labels).sum()
+    return loss.detach(), None if penalty is None else penalty.detach(), (logits.argmax(1) == labels).sum()
 
 
 def _require_finite(losses: Tensor, epoch: int, steps: int, recipe: Recipe) -> None:

@@ -10,7 +10,20 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from resode import Dropout, InvalidInput, NetConfig, Recipe, Run, RunError, Stack, TrainingError, build, fit
+from resode import (
+    Dropout,
+    InvalidInput,
+    NetConfig,
+    ODEBlock,
+    Recipe,
+    Run,
+    RunError,
+    Stack,
+    TrainingError,
+    build,
+    collect_penalties,
+    fit,
+)
 from resode.data import Augment, DataSet, Split, load
 from resode.layers import BatchNorm
 from resode.train import evaluate
@@ -135,6 +148,38 @@ def test_a_large_gradient_is_clipped_to_its_norm_and_a_small_one_left_alone():
     assert float(torch.cosine_similarity(change, -gradient, dim=0)) == pytest.approx(1.0, abs=1e-3)
     _, change = one_step(lr=1.0, clip=1e3)
     torch.testing.assert_close(change, -gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_penalties_of_the_blocks_are_added_to_the_loss_and_recorded_apart():
+    data, settings = blobs(), {"net": "odenet", "stack": Stack(norm="none"), "steps": 2}
+    model, plain = net_for(data, kinetic=0.5, **settings), net_for(data, **settings)
+    x, labels = data.train.inputs, data.train.labels
+    with collect_penalties() as penalties:
+        loss = F.cross_entropy(model(x), labels)
+    (penalty,) = penalties
+    expected = torch.autograd.grad(loss + penalty, list(model.parameters()))
+    before = [p.detach().clone() for p in model.parameters()]
+    (record,) = fit(model, data, Recipe(epochs=1, batch_size=64, lr=0.5, **PLAIN))
+    for p, held, g in zip(model.parameters(), before, expected, strict=True):
+        torch.testing.assert_close(p.detach() - held, -0.5 * g, rtol=1e-4, atol=1e-6)
+    assert record["penalty"] == pytest.approx(float(penalty.detach()), rel=1e-5)
+    assert record["penalty"] > 0
+    (without,) = fit(plain, data, Recipe(epochs=1, batch_size=64, lr=0.5, **PLAIN))
+    assert record["train_loss"] == without["train_loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert "penalty" not in without
+
+
+def test_a_penalty_keeps_the_flow_short():
+    data, energies = blobs(), []
+    for kinetic in (0.0, 10.0):
+        model = net_for(data, "odenet", kinetic=kinetic, stack=Stack(norm="none"))
+        fit(model, data, Recipe(epochs=20, batch_size=32, lr=0.05))
+        (block,) = (module for module in model.modules() if isinstance(module, ODEBlock))
+        block.kinetic = 1.0
+        with torch.no_grad(), collect_penalties() as penalties:
+            model(data.train.inputs)
+        energies.append(float(penalties[0]))
+    assert energies[1] < 0.2 * energies[0]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
