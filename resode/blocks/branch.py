@@ -26,13 +26,16 @@ gradient): with those norms ``film`` lets more of t through.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 from torch import Tensor, nn
 
 from resode.blocks.varying import Layers, drawn_knots, stack_parameters
 from resode.errors import InvalidInput, choose
 from resode.layers.basis import BASES, Basis, knots_of
+from resode.layers.conv import Conv2d, Linear
 from resode.layers.modulation import FiLM, LayerScale
+from resode.layers.norm import BatchNorm, InstanceNorm, LayerNorm
 from resode.stack import Stack
 
 KINDS = ("basic", "preact", "bottleneck", "convnext", "mlp")
@@ -100,7 +103,9 @@ class Branch(nn.Module):
         def layers() -> Layers:
             parts = _Parts(stack, time == "concat", time == "film", size, stride, depth)
             made = getattr(parts, kind)(channels, width, self.out_channels)
-            return Layers((layer for layer in made if not isinstance(layer, nn.Identity)), basis)
+            kept = [layer for layer in made if not isinstance(layer, nn.Identity)]
+            _overwrite_before_relu(kept)
+            return Layers(kept, basis)
 
         self.layers = layers()
         if basis is not None:
@@ -134,6 +139,17 @@ class Branch(nn.Module):
     def extra_repr(self) -> str:
         basis = self.layers.basis
         return f"kind={self.kind!r}, time={self.time!r}" + ("" if basis is None else f", knots={basis.knots}")
+
+
+_FRESH = (Conv2d, Linear, FiLM, BatchNorm, LayerNorm, InstanceNorm, nn.GroupNorm)
+"""Layers whose output is a new tensor that their own backward pass does not need."""
+
+
+def _overwrite_before_relu(layers: list[nn.Module]) -> None:
+    """Let each ReLU write into what it is given, where that is of no use to anything else: a tensor a use less."""
+    for before, layer in pairwise(layers):
+        if isinstance(layer, nn.ReLU) and isinstance(before, _FRESH):
+            layer.inplace = True
 
 
 def make_basis(time: str, knots: int | None = None) -> Basis | None:
