@@ -11,10 +11,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.swa_utils import AveragedModel
 
 from resode import InvalidInput
-from resode.blocks import KINDS, Branch, ODEBlock, ResidualBlock
+from resode.blocks import GRADIENTS, KINDS, Branch, ODEBlock, ResidualBlock
 from resode.blocks.varying import Layers, drawn_values, stack_parameters
 from resode.layers import BASES, BatchNorm, Conv2d, SolveContext, evaluate
-from resode.layers.basis import Basis
+from resode.layers.basis import Basis, knots_of
 from resode.stack import Dropout, Stack
 
 SMOOTH = Stack(norm="layer", activation="tanh")
@@ -246,16 +246,17 @@ def test_an_adaptive_solver_reaches_its_tolerance(time, knots):
 
 @pytest.mark.parametrize(("time", "knots"), [("constant", 4), ("linear", 5), ("fourier", 4)])
 @pytest.mark.parametrize("kind", ["mlp", "convnext"])
-def test_the_adjoint_agrees_with_backpropagation_on_a_fine_grid(kind, time, knots):
+def test_the_gradient_modes_agree_on_a_fine_grid(kind, time, knots):
     branch, x = varying(time, knots, SMOOTH, kind), state(kind)
     found = []
-    for gradient in ("backprop", "adjoint"):
+    for gradient in GRADIENTS:
         branch.zero_grad()
         inputs = x.clone().requires_grad_()
         ODEBlock(branch, "rk4", 64, gradient=gradient)(inputs).square().sum().backward()
         found.append([inputs.grad, *(p.grad.clone() for p in branch.parameters())])
-    for one, other in zip(*found, strict=True):
-        assert relative(other, one) < 1e-5
+    for mode in found[1:]:
+        for one, other in zip(found[0], mode, strict=True):
+            assert relative(other, one) < 1e-5
 
 
 def test_the_adjoint_may_meet_a_knot_that_the_forward_solve_did_not():
@@ -265,7 +266,7 @@ def test_the_adjoint_may_meet_a_knot_that_the_forward_solve_did_not():
     assert all(p.grad[-1].norm() > 0 for p in block.parameters())
 
 
-@pytest.mark.parametrize("gradient", ["backprop", "adjoint"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 @pytest.mark.parametrize(("kind", "time"), list(product(KINDS, BASES)))
 def test_every_value_of_every_parameter_gets_a_gradient(kind, time, norm, gradient):
@@ -278,7 +279,7 @@ def test_every_value_of_every_parameter_gets_a_gradient(kind, time, norm, gradie
         assert each.min() > 0
 
 
-@pytest.mark.parametrize("gradient", ["backprop", "adjoint"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("time", BASES)
 def test_two_forwards_then_two_backwards_give_the_gradients_of_each(time, gradient):
     stack = Stack(conv="weight-standardized", activation="tanh", dropout=Dropout("unit", 0.3))
@@ -299,6 +300,25 @@ def test_two_forwards_then_two_backwards_give_the_gradients_of_each(time, gradie
     for i in (1, 0):
         for one, other in zip(gradients(together[i]), separate[i], strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("time", BASES)
+def test_traced_steps_have_the_parameters_of_their_own_pieces(time, gradient, monkeypatch):
+    """One graph for all steps: of the step that it was traced from, nothing but its form may be left."""
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
+    stack = Stack(norm="group", conv="weight-standardized", activation="tanh")
+    branch, x = varying(time, knots_of(time, 3), stack), state()
+    found = []
+    for traced in (False, True):
+        block = ODEBlock(branch, "rk4", 6, gradient=gradient, compile=traced)
+        for _ in range(2):
+            branch.zero_grad()
+            out = block(x)
+            out.square().sum().backward()
+        found.append([out.detach(), *(p.grad.clone() for p in branch.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert relative(other, one) < 1e-10
 
 
 def test_in_one_solve_each_parameter_is_unbound_once():
