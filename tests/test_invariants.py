@@ -270,8 +270,9 @@ def order(branch: nn.Module, solver: str, exact, x: torch.Tensor, steps=(64, 128
     return float(np.polyfit(*zip(*points, strict=True), 1)[0])
 
 
+# The methods of higher order have their own problems, in tests/blocks: these fields are too smooth for them.
 @pytest.mark.parametrize("field", [Pendulum, Driven, Pieces])
-@pytest.mark.parametrize("solver", TABLEAUX)
+@pytest.mark.parametrize("solver", [name for name, tableau in TABLEAUX.items() if tableau.order <= 4])
 def test_fixed_grids_converge_at_the_order_of_their_tableau(solver, field):
     branch = field()
     x = torch.tensor([[1.0, 0.5], [-0.3, 2.0]], dtype=torch.float64)
