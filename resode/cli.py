@@ -23,8 +23,10 @@ from resode.paths import lesion
 from resode.report import png
 from resode.runs import Run, jsonable
 from resode.stack import Stack
+from resode.train import fidelity
 from resode.train.loop import EVALUATION_BATCH
 from resode.train.metrics import evaluate
+from resode.train.recalibrate import recalibrate
 from resode.train.recipe import Recipe
 from resode.train.session import Data, Setup, load, train
 
@@ -81,6 +83,9 @@ class Train:
             if split in result:
                 print(f"{split:10s} {_scores(result[split])}")
         print(f"{result['parameters']:,} parameters, NFE {result['nfe']}, {result['seconds']:.1f} s of training")
+        measured = result.get("gradient_fidelity", {})
+        if said := fidelity.warning(measured.get("end", {}), "the trained net"):
+            print("Warning:", said)
         print("Run:", run.path)
 
 
@@ -91,10 +96,12 @@ class Evaluate:
     Args:
         run_folder: folder of a run made by resode train.
         split: train, validation or test.
-        solver: solve the ODE blocks with this solver.
-        steps: with this many steps (fixed-step solvers).
-        rtol: with this relative tolerance (adaptive solvers).
-        atol: with this absolute tolerance (adaptive solvers).
+        solver: solve the ODE blocks with this solver; an embedded pair (dopri5, ...) chooses its steps.
+        steps: with this many equal steps.
+        rtol: with this relative tolerance, where steps are chosen; 0.001 if not given.
+        atol: with this absolute tolerance, where steps are chosen; 0.001 if not given.
+        recalibrate: first replace batch norm's running statistics by averages over the training set, without dropout
+            and by that solver; the run keeps its own.
         device: cpu, cuda, cuda:1.
         data_dir: folder of the data, if it is not where it was in training.
     """
@@ -105,12 +112,15 @@ class Evaluate:
     steps: int | None = None
     rtol: float | None = None
     atol: float | None = None
+    recalibrate: bool = False
     device: str = "cpu"
     data_dir: str | None = None
 
     def run(self) -> None:
         trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
         with _solved_by(trained.model, solver=self.solver, steps=self.steps, rtol=self.rtol, atol=self.atol):
+            if self.recalibrate and not recalibrate(trained.model, trained.data.batches("train", EVALUATION_BATCH)):
+                raise InvalidInput("recalibrate given, and this net has no batch norm")
             found = evaluate(trained.model, trained.data.batches(self.split, EVALUATION_BATCH))
         print(f"{self.split}: {_scores(found.to_dict())}, NFE {found.nfe}")
 
@@ -122,8 +132,8 @@ class Lesion:
     Args:
         run_folder: folder of a run made by resode train.
         split: train, validation or test.
-        solver: solve the ODE blocks with this fixed-step solver (needed if they were trained adaptively).
-        steps: with this many steps.
+        solver: solve the ODE blocks with this solver.
+        steps: with this many equal steps (needed if they were trained with steps of the solver's choice).
         device: cpu, cuda, cuda:1.
         data_dir: folder of the data, if it is not where it was in training.
     """
@@ -138,11 +148,15 @@ class Lesion:
     def run(self) -> None:
         trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
         data = trained.data.batches(self.split, EVALUATION_BATCH)
-        with _solved_by(trained.model, solver=self.solver, steps=self.steps):
+        # A reversible step acts on two coupled states, and is no residual step; its tableau's own step is.
+        plain = {"gradient": "backprop"} if any(b.gradient == "reversible" for b in _ode_blocks(trained.model)) else {}
+        if plain:
+            print("The net was trained with reversible steps; here its ODE blocks make the plain ones of their solver.")
+        with _solved_by(trained.model, solver=self.solver, steps=self.steps, **plain):
             if any(block.grid_steps is None for block in _ode_blocks(trained.model)):
                 raise InvalidInput(
                     "the ODE blocks are solved adaptively, which leaves no fixed steps to delete: say with which, "
-                    "--solver rk4 --steps 16 for example"
+                    "--steps 16 or --solver rk4 --steps 16 for example"
                 )
             table = lesion.single(dynamics(trained.model), data, progress=True)
         for step in table.lesions:
@@ -163,7 +177,7 @@ class Limits:
     Args:
         run_folder: folder of a run made by resode train.
         steps: numbers of steps in each ODE block.
-        solvers: fixed-step solvers: euler, midpoint, heun, rk4; by default the one of the training.
+        solvers: Runge-Kutta methods: euler, midpoint, heun, rk4, dopri5, ...; by default the one of the training.
         split: train, validation or test.
         device: cpu, cuda, cuda:1.
         data_dir: folder of the data, if it is not where it was in training.

@@ -23,6 +23,7 @@ from resode.paths import lesion
 from resode.report import Picture, Table, write_report
 from resode.runs import Run
 from resode.stack import Stack
+from resode.train import fidelity
 from resode.train.recipe import Recipe
 from resode.train.session import Data, Setup, check_device, load, train
 
@@ -136,7 +137,18 @@ def _report(settings: Demo, run: Run, trained: Mapping[tuple[str, int], Run]) ->
         f"Data: scikit-learn's digits, 8×8 pixels, 10 classes. Each net was trained from {len(settings.seeds)} seeds "
         f"for {settings.recipe.epochs} epochs; deletions and step counts are shown for seed {settings.seeds[0]}.",
     ]
-    write_report(run, "One branch, two depths", introduction, sections)
+    write_report(run, "One branch, two depths", [*introduction, *gradient_warnings(results)], sections)
+
+
+def gradient_warnings(results: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
+    """A paragraph for each net that followed gradients too far from those of its solves, from any of its seeds."""
+    said = []
+    for name, found in results.items():
+        ends = [result.get("gradient_fidelity", {}).get("end", {}) for result in found]
+        warnings = [text for end in ends if (text := fidelity.warning(end, f"the trained {name}"))]
+        if warnings:
+            said.append(f"Warning ({len(warnings)} of {len(found)} seeds). {warnings[0]}")
+    return said
 
 
 def _accuracy_table(results: Mapping[str, list[Mapping[str, Any]]]) -> Table:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from resode.demo import Demo, demo
+from resode.demo import Demo, demo, gradient_warnings
 from resode.errors import RunError
 from resode.nets import Architecture
 from resode.train import Recipe
@@ -56,6 +56,27 @@ def test_every_number_of_the_table_is_that_of_the_trainings(made):
         assert f"{found[0]['parameters']:,}" in report
         mean = sum(one["test"]["accuracy"] for one in found) / 2
         assert f"{mean:.1%} ±" in report, net
+
+
+def test_the_report_warns_of_gradients_that_are_off(made):
+    out, _ = made
+    assert "adjoint gradient" not in (out / "report.html").read_text(), "the demo's own are exact"
+
+    def result(error):
+        block = {"parameter": "branch.weight", "relative_error": error, "reconstruction_error": 0.02}
+        return {"gradient_fidelity": {"start": {"stages.0.0": block}, "end": {"stages.0.0": block}}}
+
+    (said,) = gradient_warnings({"residual net": [{}, {}], "ODE net": [result(0.001), result(0.3)]})
+    for words in ("1 of 2 seeds", "the trained ODE net", "off by 30.0%", "gradient=checkpoint"):
+        assert words in said
+    assert gradient_warnings({"residual net": [{}], "ODE net": [result(0.001)]}) == []
+
+
+def test_the_report_of_an_ode_net_trained_by_the_adjoint_has_the_warning(tmp_path):
+    nets = {**NETS, "ODE net": Architecture(net="odenet", width=4, solver="euler", steps=1, gradient="adjoint")}
+    settings = Demo(seeds=(0,), architectures=nets, recipe=Recipe(epochs=1, batch_size=512))
+    report, *_ = demo(settings, tmp_path / "run", progress=False)
+    assert "The adjoint gradient of the trained ODE net is off by" in report.read_text()
 
 
 def test_a_second_demo_starts_at_once_and_changes_nothing(made):

@@ -20,6 +20,11 @@ def is_adaptive(solver: str, steps: int | None) -> bool:
     return solver in ADAPTIVE and steps is None
 
 
+def is_one_step(solver: str) -> bool:
+    """Whether each step follows from the state before it alone, as those of a Runge–Kutta method do."""
+    return solver not in MULTISTEP
+
+
 def grid_steps(solver: str, steps: int | None) -> int | None:
     """Steps of the fixed grid that a solve makes; None if it chooses them."""
     if is_adaptive(solver, steps):

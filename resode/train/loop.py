@@ -118,7 +118,7 @@ def _epoch(
     batch = min(recipe.batch_size, len(data.train))
     steps = len(data.train) // batch
     device = data.train.inputs.device
-    _seed_default(_seed(recipe.seed, 2 * epoch + 1), device)
+    seed_default(_seed(recipe.seed, 2 * epoch + 1), device)
     losses, right = torch.zeros(steps, device=device), torch.zeros((), dtype=torch.int64, device=device)
     penalties: list[Tensor] = []
     begin, lr, told = time.perf_counter(), 0.0, 0
@@ -204,7 +204,7 @@ def _seed(seed: int, stream: int) -> int:
     return (seed * 1_000_003 + stream) % 2**63
 
 
-def _seed_default(seed: int, device: torch.device) -> None:
+def seed_default(seed: int, device: torch.device) -> None:
     """Seed the default generators of the CPU and of ``device``, and of no other device."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

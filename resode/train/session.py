@@ -1,6 +1,7 @@
 """A session: one training from its settings to its run folder, and a trained net from its run folder."""
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +19,7 @@ from resode.nets import Architecture, NetConfig
 from resode.nets.net import evaluating, parameter_count
 from resode.runs import Run
 from resode.stack import Stack
+from resode.train import fidelity
 from resode.train.loop import EVALUATION_BATCH, check_fit, fit, fitting
 from resode.train.metrics import evaluate
 from resode.train.recipe import Recipe
@@ -99,7 +101,9 @@ def train(setup: Setup, path: str | Path, *, device: str = "cpu", progress: bool
 
     The folder is made once everything that can be checked was: the device, the data, the recipe, the net (by a
     forward pass on two samples). At its end ``results/train.json`` holds loss and accuracy on each split in
-    evaluation mode, the number of parameters, the evaluations of f and the seconds of training.
+    evaluation mode, the number of parameters, the evaluations of f and the seconds of training; and, where gradients
+    come from the adjoint, how far off they are at the start and at the end (see ``train.fidelity``). With ``progress``
+    a gradient that is off by too much at the start is warned of on the standard error.
 
     Raises:
         InvalidInput: for settings that do not fit each other or the data.
@@ -122,9 +126,12 @@ def _train(setup: Setup, path: str | Path, place: torch.device, progress: bool) 
     with Run.create(path, held, device=place) as run:
         if run.done:
             return run
+        measured = {"start": _fidelity(model, dataset)}
+        _warn(measured["start"], progress)
         records = fit(model, dataset, recipe, augment=setup.stack.augment, run=run, progress=progress)
         splits = [name for name in ("train", "validation", "test") if len(getattr(dataset, name))]
         found = {name: evaluate(model, dataset.batches(name, EVALUATION_BATCH)) for name in splits}
+        measured["end"] = _fidelity(model, dataset)
         run.save_result(
             "train",
             {
@@ -133,10 +140,22 @@ def _train(setup: Setup, path: str | Path, place: torch.device, progress: bool) 
                 "parameters": parameter_count(model),
                 "epochs": len(records),
                 "seconds": sum(record["seconds"] for record in records),
+                **({"gradient_fidelity": measured} if measured["start"] else {}),
             },
         )
         run.finish()
     return run
+
+
+def _fidelity(model: nn.Module, dataset: DataSet) -> dict[str, dict[str, Any]]:
+    some = dataset.train.take(slice(fidelity.SAMPLES))
+    return fidelity.measure(model, dataset.standardize(some.inputs), some.labels)
+
+
+def _warn(found: Mapping[str, Mapping[str, Any]], progress: bool) -> None:
+    said = fidelity.warning(found, "the net before training") if progress else None
+    if said:
+        print("Warning:", said, file=sys.stderr, flush=True)
 
 
 @contextmanager
