@@ -55,6 +55,12 @@ BAD = {
     "input dropout": (["--input-dropout", "2"], ["2", "[0, 1)"]),
     "rtol": (["--net", "odenet", "--solver", "dopri5", "--rtol", "0"], ["rtol", "0", "above 0"]),
     "atol": (["--net", "odenet", "--solver", "dopri5", "--atol", "-1e-3"], ["atol", "-0.001", "above 0"]),
+    "steps and a tolerance": (
+        ["--net", "odenet", "--solver", "dopri5", "--steps", "4", "--rtol", "1e-3"],
+        ["rtol", "dopri5 shall make 4 steps"],
+    ),
+    "gradient mode": (["--net", "odenet", "--gradient", "adjoynt"], ["adjoynt", "backprop", "checkpoint"]),
+    "random end": (["--net", "odenet", "--steer", "2"], ["steer", "2", "[0, 1]"]),
     "tolerance of fixed steps": (["--net", "odenet", "--rtol", "1e-3"], ["rtol", "rk4", "fixed steps"]),
     "device": (["--device", "cuda:99"], ["cuda:99", "cpu"]),
     "device name": (["--device", "gpu"], ["gpu", "cpu"]),
@@ -139,14 +145,60 @@ def test_an_ode_net_is_evaluated_with_another_solver(trained, capsys):
     assert "rk4" in capsys.readouterr().err
 
 
+def test_an_embedded_pair_chooses_its_steps_unless_it_is_told_their_number(trained, capsys):
+    def nfe(*settings):
+        assert call("evaluate", str(trained), *settings) == 0
+        return int(re.search(r"NFE (\d+)", capsys.readouterr().out)[1])
+
+    assert nfe("--solver", "dopri5", "--steps", "4") == 3 * 4 * 6 + 2
+    assert nfe("--solver", "dopri5") == nfe("--solver", "dopri5", "--rtol", "1e-3", "--atol", "1e-3")
+    assert nfe("--solver", "dopri5", "--rtol", "1e-6", "--atol", "1e-6") > nfe("--solver", "dopri5")
+
+
+def test_recalibrated_statistics_serve_one_evaluation(trained, capsys):
+    before = (trained / "checkpoint.pt").read_bytes()
+    said = []
+    for more in ([], ["--recalibrate"], ["--recalibrate", "--solver", "euler", "--steps", "7"], []):
+        assert call("evaluate", str(trained), *more) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[3]
+    assert len(set(said)) == 3
+    assert (trained / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_training_by_a_coarse_adjoint_warns_and_a_checkpointed_one_does_not(capsys):
+    coarse = ["--net", "odenet", "--width", "4", "--solver", "euler", "--steps", "1", "--epochs", "1"]
+    assert call("train", *coarse, "--batch-size", "512", "--gradient", "adjoint", "--out", "adjoint") == 0
+    said = capsys.readouterr()
+    assert "Warning: The adjoint gradient of the net before training is off by" in said.err
+    assert "Warning: The adjoint gradient of the trained net is off by" in said.out
+    assert call("train", *coarse, "--batch-size", "512", "--gradient", "checkpoint", "--out", "exact") == 0
+    said = capsys.readouterr()
+    assert "Warning" not in said.out + said.err
+
+
+def test_a_reversible_net_with_extra_channels_is_lesioned_by_the_plain_steps_of_its_solver(capsys):
+    small = ["--net", "odenet", "--width", "4", "--steps", "2", "--epochs", "1", "--batch-size", "512"]
+    assert call("train", *small, "--gradient", "reversible", "--extra-channels", "2", "--out", "run") == 0
+    capsys.readouterr()
+    assert call("lesion", "run") == 0
+    said = capsys.readouterr().out
+    assert "trained with reversible steps" in said
+    assert said.count("cannot be deleted") == 3 * 2, "the extra channels come and go"
+    assert len(re.findall(r"^step +\d+", said, re.MULTILINE)) == 3 * (2 + 2) + 2
+
+
 def test_settings_that_nothing_would_heed_are_refused(trained, capsys, tmp_path):
-    assert call("evaluate", str(trained), "--solver", "dopri5", "--steps", "4") != 0
-    assert "dopri5 chooses its own" in capsys.readouterr().err
+    assert call("evaluate", str(trained), "--solver", "dopri5", "--steps", "4", "--rtol", "1e-4") != 0
+    assert "dopri5 shall make 4 steps" in capsys.readouterr().err
     assert call("evaluate", str(trained), "--rtol", "1e-4") != 0
     assert "fixed steps" in capsys.readouterr().err
     assert call("train", *SMALL, "--out", "run") == 0
     assert call("evaluate", "run", "--steps", "4") != 0
     assert "no ODE block" in capsys.readouterr().err
+    assert call("train", *SMALL, "--out", "group", "--norm", "group") == 0
+    assert call("evaluate", "group", "--recalibrate") != 0
+    assert "no batch norm" in capsys.readouterr().err
 
 
 def test_an_adaptive_net_is_lesioned_on_a_grid_of_the_users(capsys):
