@@ -172,7 +172,7 @@ class _Solver:
         h1 = max(1e-6, 1e-3 * h0) if fastest <= 1e-15 else (0.01 / fastest) ** (1.0 / self.power)
         # An h1 that is not a number (f was not finite there) loses to h0.
         size = min(100.0 * h0, h1 if math.isfinite(h1) and h1 > 0.0 else h0)
-        return min(max(size, self.tolerances.min_step or 0.0), width)
+        return max(min(size, width), self.tolerances.min_step or 0.0)
 
     def _norm(self, parts: State, before: State, after: State) -> float:
         """The scaled norm of those ``parts`` that are measured, the largest of several."""

@@ -162,7 +162,8 @@ class ODEBlock(nn.Module):
             end = self._integrate(f, self.scheme(self._end()), state)
         if collected is not None:
             collected.append(end[1])
-        return end[0].to(x.dtype)[:, : x.shape[1]]
+        out = end[0].to(x.dtype)
+        return out[:, : x.shape[1]] if self.extra_channels else out
 
     def trajectory(self, x: Tensor, times: Sequence[float]) -> Tensor:
         """The states at ``times``, differentiable: (T, *x.shape), with the extra channels if there are any.

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operations import SYNCS, Operations
 from scipy.special import ellipj
 from torch import nn
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from resode.blocks.ode import ODEBlock
 from resode.blocks.settings import GRADIENTS
@@ -229,25 +229,6 @@ def test_the_counts_of_a_fixed_grid_are_exact(solver, gradient):
 # --- what a solve asks of the device ---------------------------------------------------------------------------------
 
 
-class Operations(TorchDispatchMode):
-    """Notes the operations that are run, and the largest tensor they make."""
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.largest = [], 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.names.append(func.overloadpacket.__name__)
-        for part in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(part, torch.Tensor):
-                self.largest = max(self.largest, part.numel())
-        return out
-
-    def count(self, *names):
-        return sum(name in names for name in self.names)
-
-
 class Elementwise(nn.Module):
     def __init__(self):
         super().__init__()
@@ -255,9 +236,6 @@ class Elementwise(nn.Module):
 
     def forward(self, t, h):
         return torch.tanh(self.rate * h) * (1.0 + t)
-
-
-SYNCS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "unique", "masked_select")
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
