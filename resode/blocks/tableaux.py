@@ -143,7 +143,8 @@ TSIT5 = Tableau(
 )
 
 # Dormand & Prince 1980, A family of embedded Runge–Kutta formulae, J. Comput. Appl. Math. 6, RK5(4)7M; HNW,
-# Table II.5.2. The second solution is theirs: Shampine's (1986), which torchdiffeq has, gives 2/3 of this estimate.
+# Table II.5.2. The second solution is Shampine's (1986, Some practical Runge–Kutta formulas, Math. Comp. 46), whose
+# estimate is 2/3 of theirs: torchdiffeq, diffrax and JAX have it, so that a tolerance means the same here and there.
 DOPRI5 = Tableau(
     "dopri5", 5,
     a=(
@@ -157,7 +158,7 @@ DOPRI5 = Tableau(
     ),
     b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
     c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
-    embedded=(5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
+    embedded=(1951 / 21600, 0.0, 22642 / 50085, 451 / 720, -12231 / 42400, 649 / 6300, 1 / 60),
     embedded_order=4,
 )
 

@@ -121,7 +121,7 @@ def torchdiffeqs(solver, tol, field=smooth, **options):
 @pytest.mark.parametrize("field", [smooth, bumpy])
 @pytest.mark.parametrize("solver", ["dopri5", "dopri8"])
 def test_the_solution_at_a_tight_tolerance_is_torchdiffeqs(solver, field):
-    """Their steps differ (our dopri5 has Dormand and Prince's estimate, torchdiffeq's Shampine's), the limit does not.
+    """Their steps differ (each has a controller of its own), the limit does not.
 
     torchdiffeq is made to land on the end.
     """
