@@ -12,14 +12,17 @@ from resode.blocks.solvers import RightHandSide, State, StepMap, Watch
 from resode.errors import InvalidInput
 
 MULTISTEP = ("explicit_adams", "implicit_adams")
+MAX_ORDER = {"explicit_adams": 5, "implicit_adams": 4}
+"""For order 4, in torchdiffeq's count (one more than the explicit method's). Its default of 12 has next to no region of
+stability: the errors grow as the grid is refined, to infinity."""
 
 
 @dataclass(frozen=True)
 class MultistepGrid:
     """torchdiffeq's ``method`` from point to point of a grid, begun anew at each of the ``breakpoints``.
 
-    Adams–Bashforth (explicit) and Adams–Bashforth–Moulton (implicit, by functional iteration) of up to order 4, begun
-    by Runge–Kutta steps: Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, section III.1.
+    Adams–Bashforth (explicit) and Adams–Bashforth–Moulton (implicit, by functional iteration) of order 4, begun by
+    Runge–Kutta steps: Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, section III.1.
     """
 
     method: str
@@ -36,9 +39,9 @@ class MultistepGrid:
         return state
 
     def _solve_piece(self, f: RightHandSide, state: State, grid: tuple[float, ...]) -> State:
-        points = torch.tensor(grid, dtype=state[0].dtype, device=state[0].device)
+        points = torch.tensor(grid, dtype=torch.float64, device=state[0].device)
         field = _Watched(f, grid)
-        options = {"grid_constructor": lambda *_: points}
+        options = {"grid_constructor": lambda *_: points, "max_order": MAX_ORDER[self.method]}
         path = odeint(field, state, points[[0, -1]], method=self.method, options=options)
         field.end()
         return tuple(part[-1] for part in path)
@@ -59,11 +62,13 @@ class _Watched:
 
     def __init__(self, f: RightHandSide, grid: tuple[float, ...]) -> None:
         self.f, self.steps = f, pairwise(grid)
+        self.first, self.last = min(grid), max(grid)
         self.began = False
         self.slopes: Callable[[float, State], State] = f
 
     def __call__(self, t: Tensor, state: State) -> State:
-        return self.slopes(float(t), state)
+        # torchdiffeq rounds the time to the state's type, and f may not exist beyond the ends.
+        return self.slopes(min(max(float(t), self.first), self.last), state)
 
     def callback_step(self, t0: Tensor, y0: State, dt: Tensor) -> None:
         self.end()
