@@ -16,6 +16,13 @@ BIN := .venv/bin
 	@$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
+# torchdyn and torchode ask for versions of other packages that do not go with ours, and run without them all the same.
+.venv/.resode-bench: .venv/.resode
+	@echo "Installing the peers of the benchmark into .venv ..."
+	@$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@$(BIN)/python -m pip install --quiet --no-deps torchdyn==1.0.6 torchode==1.0.1 torchtyping==0.1.5
+	@touch $@
+
 .PHONY: demo test figures bench lint clean help
 demo: .venv/.resode  ## train three nets on digits, analyse them, write a report (about 3 minutes)
 	@$(BIN)/resode demo
@@ -26,7 +33,7 @@ test: .venv/.resode-test  ## run the whole test suite
 figures: .venv/.resode  ## draw every figure of paper_figs/ from results/ into paper_figs/out/
 	@$(BIN)/python -m paper_figs
 
-bench: .venv/.resode  ## time our ODE block against torchdiffeq on this machine
+bench: .venv/.resode-bench  ## time our ODE block against torchdiffeq, torchdyn and torchode on this machine
 	@$(BIN)/python -m experiments.bench_ode cpu --out "runs/bench/$$(date +%Y%m%d-%H%M%S)"
 
 lint: .venv/.resode-test  ## ruff and import-linter

@@ -1,29 +1,38 @@
-"""What does a solve cost, forward and backward, here and with torchdiffeq?
+"""What does a solve cost, forward and backward, here and with torchdiffeq, torchdyn and torchode?
 
 The field is time-conditioned 3×3 convolution – group norm – ReLU – the same again, on t in [0, 1], with the mean square
-of the end state as loss. Two comparisons at the same solver, steps and evaluations of f: (a) the very same module,
-which concatenates a time channel, handed to both; (b) each as its users write it: theirs concatenates, ours adds the
-map t·K. The two take turns, after a warm-up; the ratio is of their medians. torchdiffeq's
-"rk4" is the 3/8 rule: another tableau than ours, of the same order and the same four evaluations a step.
+of the end state as loss. Two tables: (a) *same module*: the very same module, which concatenates a time channel, is
+handed to every solver: what the solver costs; (b) *as written*: each as its users write it, theirs concatenates, ours
+adds the map t·K, compiles, or saves memory: what the user gets.
 
-    python -m experiments.bench_ode cpu --publish results                   about 5 minutes on 2 CPU cores
+Each peer works in a process of its own, and they take turns, one repetition at a time, so that only one computes. All
+are measured with the state contiguous and channels-last. The floor is the bare convolutions of f, as many as the solve
+evaluates, forward and backward, in the faster layout. First the gradients are compared: torchdiffeq's "rk4" is the 3/8
+rule, so ours is compared as "rk4-38" and timed as "rk4", which costs the same. Peak memory is measured in fresh
+processes: by how much one forward and backward pass lifts it.
+
+Peers that are not installed are skipped, and named. torchdyn and torchode ask for versions of other packages that do
+not go with ours, so they are installed beside them (or all by ``make bench``):
+
+    pip install '.[bench]'
+    pip install --no-deps torchdyn==1.0.6 torchode==1.0.1 torchtyping==0.1.5
+    python -m experiments.bench_ode cpu --publish results                   about 15 minutes on 2 CPU cores
 """
 
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from textwrap import shorten
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torchdiffeq import odeint
+from tqdm import tqdm
 
+from experiments.bench.rounds import faults, measure
+from experiments.bench.summary import relate, summarize, table
+from experiments.bench.work import LAYOUTS, PEERS, SAME, WRITTEN, Case, Problem, checkpoint, compared, reversible, turns
+from experiments.bench.workers import Crew, WorkerError
 from experiments.common import main
-from resode.blocks import Branch, ODEBlock
-from resode.layers.conv import Conv2d
 from resode.runs import Run
-from resode.stack import Stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,124 +41,112 @@ class Config:
 
     Args:
         batch: images in a batch.
-        shapes: channels and side of the square images.
-        solvers: solver, and its steps (fixed grids) or its tolerance (dopri5).
-        repetitions: measured solves of each, after a warm-up of two.
+        same: problems of table (a), the same module.
+        written: problems of table (b), each as its users write it.
+        checkpoint: problems solved at little memory: ours with checkpoints, torchdiffeq's with the adjoint.
+        reversible: problems solved with backpropagation and, at equal NFE, reversibly.
+        few, many: steps between which the growth of a reversible solve's memory is measured.
+        peers: whom to compare with, where installed: torchdiffeq, torchdyn, torchode.
+        repetitions: measured solves of each.
+        warmups: unmeasured solves of each, after those that compare gradients and count evaluations.
+        lead_in: unmeasured solves at the start of each turn (a GPU lowers its clock while others have theirs).
+        seed: of the weights.
         device: cpu, cuda, cuda:1.
     """
 
     batch: int = 64
-    shapes: tuple[tuple[int, int], ...] = ((64, 16), (16, 32))
-    solvers: tuple[tuple[str, float], ...] = (("euler", 16), ("rk4", 8), ("dopri5", 1e-3))
-    repetitions: int = 7
+    same: tuple[Problem, ...] = (
+        Problem(solver="euler", steps=16, channels=64, side=16),
+        Problem(solver="euler", steps=16, channels=16, side=32),
+        Problem(solver="rk4", steps=8, channels=64, side=16),
+        Problem(solver="rk4", steps=8, channels=16, side=32),
+        Problem(solver="dopri5", tolerance=1e-3, channels=64, side=16),
+        Problem(solver="dopri5", tolerance=1e-3, channels=16, side=32),
+    )
+    written: tuple[Problem, ...] = (
+        Problem(solver="rk4", steps=8, channels=64, side=16),
+        Problem(solver="rk4", steps=8, channels=64, side=16, precision="bf16"),
+        Problem(solver="euler", steps=16, channels=16, side=32),
+        Problem(solver="dopri5", tolerance=1e-3, channels=64, side=16, compiled=True),
+        Problem(solver="dopri5", tolerance=1e-3, channels=16, side=32, compiled=True),
+    )
+    checkpoint: tuple[Problem, ...] = (Problem(solver="dopri5", tolerance=1e-3, channels=64, side=16),)
+    reversible: tuple[Problem, ...] = (Problem(solver="rk4", steps=8, channels=64, side=16),)
+    few: int = 8
+    many: int = 64
+    peers: tuple[Literal["torchdiffeq", "torchdyn", "torchode"], ...] = PEERS
+    repetitions: int = 5
+    warmups: int = 1
+    lead_in: int = 0
+    seed: int = 0
     device: str = "cpu"
 
 
 CONFIGS = {
-    "smoke": Config(batch=2, shapes=((8, 8),), solvers=(("euler", 2), ("dopri5", 1e-2)), repetitions=1),
+    "smoke": Config(
+        batch=2,
+        same=(Problem(solver="euler", steps=2, channels=8, side=8),),
+        written=(
+            Problem(solver="rk4", steps=1, channels=8, side=8),
+            Problem(solver="dopri5", tolerance=1e-3, channels=8, side=8),
+        ),
+        checkpoint=(),
+        reversible=(),
+        repetitions=1,
+        warmups=0,
+    ),
     "cpu": Config(),
-    "cuda": Config(repetitions=20, device="cuda"),
+    "cuda": Config(repetitions=20, warmups=3, lead_in=1, device="cuda"),
 }
 
 
-class Concatenating(nn.Module):
-    """The layers of a branch, with the time channel concatenated before each convolution."""
-
-    def __init__(self, branch: Branch) -> None:
-        super().__init__()
-        self.layers = branch.layers
-        joint = {
-            str(i): nn.Parameter(torch.cat([layer.time_weight, layer.weight], dim=1).detach())
-            for i, layer in enumerate(branch.layers)
-            if isinstance(layer, Conv2d)
-        }
-        self.weights = nn.ParameterDict(joint)
-
-    def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
-        for i, layer in enumerate(self.layers):
-            if isinstance(layer, Conv2d):
-                channel = torch.ones_like(h[:, :1]) * t
-                h = F.conv2d(torch.cat([channel, h], dim=1), self.weights[str(i)], padding=layer.padding)
-            else:
-                h = layer(h)
-        return h
-
-
-def ours(branch: nn.Module, solver: str, setting: float) -> Callable[[Tensor], Tensor]:
-    """x ↦ h(1) by our ODE block."""
-    if solver == "dopri5":
-        return ODEBlock(branch, solver, rtol=setting, atol=setting)
-    return ODEBlock(branch, solver, steps=int(setting))
-
-
-def theirs(branch: nn.Module, solver: str, setting: float) -> Callable[[Tensor], Tensor]:
-    """x ↦ h(1) by torchdiffeq."""
-    options = {"rtol": setting, "atol": setting} if solver == "dopri5" else {"options": {"step_size": 1 / setting}}
-
-    def solve(x: Tensor) -> Tensor:
-        times = torch.tensor([0.0, 1.0], device=x.device)
-        return odeint(branch, x, times, method=solver, **options)[-1]
-
-    return solve
-
-
-def work(solve: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
-    """Seconds of one forward and backward pass, and its loss."""
-    x = x.clone().requires_grad_()
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    loss = solve(x).square().mean()
-    loss.backward()
-    value = float(loss.detach())  # waits for the device
-    return time.perf_counter() - begin, value
-
-
-def compare(mine: Callable, other: Callable, x: Tensor, repetitions: int) -> dict[str, object]:
-    """Both in turn: medians with their spread, the ratio of the medians, and how far the losses are apart."""
-    for solve in (mine, other):
-        for _ in range(2):
-            work(solve, x)
-    pairs = [(work(mine, x), work(other, x)) for _ in range(repetitions)]
-    seconds = [[pair[i][0] for pair in pairs] for i in (0, 1)]
-    losses = [pairs[0][i][1] for i in (0, 1)]
-    return {
-        "ours_seconds": _summary(seconds[0]),
-        "torchdiffeq_seconds": _summary(seconds[1]),
-        "ratio": median(seconds[1]) / median(seconds[0]),
-        "ratio_of_pairs": _summary([b / a for a, b in zip(*seconds, strict=True)]),
-        "loss_difference": abs(losses[0] - losses[1]) / abs(losses[1]),
-    }
-
-
-def _summary(values: list[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values), "n": len(values)}
+def cases(config: Config, peers: Sequence[str]) -> list[Case]:
+    """All comparisons of ``config`` with ``peers``."""
+    common = {"batch": config.batch, "seed": config.seed, "device": config.device}
+    found = [compared(SAME, problem, common, peers, LAYOUTS) for problem in config.same]
+    found += [compared(WRITTEN, problem, common, peers, LAYOUTS) for problem in config.written]
+    found += [checkpoint(problem, common, peers) for problem in config.checkpoint]
+    return found + [reversible(problem, common, config.few, config.many) for problem in config.reversible]
 
 
 def run(config: Config, out: Run) -> None:
-    """Every solver at every shape, in both comparisons."""
-    torch.manual_seed(0)
-    rows = []
-    for channels, side in config.shapes:
-        branch = Branch(channels, Stack(norm="group"), "basic", "concat").to(config.device)
-        concatenating = Concatenating(branch)
-        x = torch.randn(config.batch, channels, side, side, device=config.device)
-        for solver, setting in config.solvers:
-            for table, mine in (("same module", concatenating), ("as written", branch)):
-                found = compare(
-                    ours(mine, solver, setting), theirs(concatenating, solver, setting), x, config.repetitions
-                )
-                rows.append({"table": table, "channels": channels, "side": side, "solver": solver, "setting": setting})
-                rows[-1] |= found
-                print(
-                    f"{table:12s} {solver:7s} {setting:<6g} {channels:3d} × {side}²  "
-                    f"ours {found['ours_seconds']['median']:.3f} s, torchdiffeq/ours {found['ratio']:.2f} "
-                    f"({found['ratio_of_pairs']['min']:.2f}–{found['ratio_of_pairs']['max']:.2f}, "
-                    f"n = {config.repetitions})",
-                    flush=True,
-                )
-    out.save_result("bench", {"rows": rows})
+    """Every case, its rows, their ratios, and a table of both.
+
+    Raises:
+        WorkerError: when a worker dies; and at the end, with the results saved, when ours could not do a piece of work,
+            a gradient is another, or f was evaluated another number of times on the same grid.
+    """
+    rows: list[dict[str, Any]] = []
+    with Crew(config.peers) as crew:
+        for peer, why in crew.absent.items():
+            print(f"{peer} is skipped: {why}", flush=True)
+        todo = cases(config, [peer for peer in config.peers if peer in crew])
+        with tqdm(total=turns(todo, config.repetitions), desc="bench", unit="turn", leave=False, disable=None) as bar:
+
+            def tick(label: str) -> None:
+                bar.set_postfix_str(label, refresh=False)
+                bar.update()
+
+            for i, case in enumerate(todo):
+                bar.write(f"[{i + 1}/{len(todo)}] {case.table}: {case.name}")
+                rows += measure(case, crew, config.repetitions, config.warmups, config.lead_in, tick)
+    relate(rows)
+    summary = summarize(rows)
+    said = table(rows, summary, crew.absent)
+    found = {
+        "peers": {peer: crew.versions.get(peer) for peer in config.peers},
+        "absent": crew.absent,
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+        "summary": summary,
+    }
+    out.save_result("bench", found)
+    out.write("table.md", said)
+    print(said)
+    if wrong := faults(rows):
+        said = "; ".join(shorten(fault, 160) for fault in wrong)
+        raise WorkerError(f"{len(wrong)} rows are wrong (the results in {out.path} say more): {said}")
 
 
 if __name__ == "__main__":
-    main("bench_ode", "What does a solve cost, here and with torchdiffeq?", CONFIGS, run)
+    main("bench_ode", "What does a solve cost, here and with torchdiffeq, torchdyn and torchode?", CONFIGS, run)
