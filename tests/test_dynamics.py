@@ -352,7 +352,7 @@ def test_a_net_made_by_hand_may_nest_sequences_but_not_hide_steps():
 
 def test_an_adaptive_block_is_refused_with_advice_that_works():
     net = net_of("odenet", solver="dopri5", steps=None, rtol=1e-6, atol=1e-6)
-    with pytest.raises(InvalidInput, match=r"ODE block 1\.1 is solved by dopri5, which has no steps of a fixed grid") as refusal:
+    with pytest.raises(InvalidInput, match=r"ODE block 1\.1 is solved by dopri5, which has no steps of") as refusal:
         dynamics(net)
     advice = str(refusal.value)[str(refusal.value).index("resode.solver_settings") :].removesuffix(", say")
     with eval(advice, {"resode": resode, "net": net}):
