@@ -114,7 +114,7 @@ class _Solver:
                 first = self._slope(t, end, state)
             if self.size is None:
                 self.size = self._initial_size(t, end, state, first)
-            self._require_progress(t, first)
+            self._require_progress(t, end, first)
             target, cut = self._target(t, end)
             f.begin_step(t, target)
             trial = self.step(f, t, target, state, first, control=True, reused=target != end)
@@ -194,22 +194,21 @@ class _Solver:
         if not all(torch.isfinite(part).all() for part in slope[: self.f.measured]):
             raise self._stuck("f is not finite", t, abs(target - t), slope)
 
-    def _require_progress(self, t: float, slope: State | None) -> None:
+    def _require_progress(self, t: float, end: float, slope: State) -> None:
         allowed, size = self.tolerances.max_steps, self.size
         least = self.tolerances.min_step
         if self.attempts >= allowed:
             raise self._stuck(f"max_steps = {allowed} were not enough", t, size, slope)
         if least is not None and size < least:
             raise self._stuck(f"the step size fell below min_step = {least:g}", t, size, slope)
-        if size <= 8.0 * math.ulp(max(abs(self.scheme.t0), abs(self.scheme.t1))):
+        if size < min(abs(end - t), 8.0 * math.ulp(max(abs(self.scheme.t0), abs(self.scheme.t1)))):
             raise self._stuck("the step size underflows", t, size, slope)
 
-    def _stuck(self, why: str, t: float, size: float, slope: State | None) -> SolverError:
-        scheme, tolerances = self.scheme, self.tolerances
-        norm = "" if slope is None else f", ‖f‖ = {float(slope[0].norm()):.3g}"
+    def _stuck(self, why: str, t: float, size: float, slope: State) -> SolverError:
+        scheme, tolerances, norm = self.scheme, self.tolerances, float(slope[0].detach().norm())
         return SolverError(
             f"{scheme.tableau.name} cannot go on at t = {t:.6g} on the way from {scheme.t0:g} to {scheme.t1:g}: {why} "
-            f"(step size {size:.3g}{norm}, {self.attempts} steps tried); f is too steep there, or not finite: try "
-            f"looser tolerances than rtol = {tolerances.rtol:g}, atol = {tolerances.atol:g}, a fixed grid (rk4), "
-            "smaller weights, or a norm in the branch"
+            f"(step size {size:.3g}, ‖f‖ = {norm:.3g}, {self.attempts} steps tried); f is too steep there, or not "
+            f"finite: try looser tolerances than rtol = {tolerances.rtol:g}, atol = {tolerances.atol:g}, a fixed grid "
+            "(rk4), smaller weights, or a norm in the branch"
         )

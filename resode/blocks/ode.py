@@ -156,10 +156,10 @@ class ODEBlock(nn.Module):
     def _forward(self, x: Tensor, compile_mode: str | None) -> Tensor:
         collected = collecting() if self.kinetic or self.jacobian else None
         with self._solving(x, compile_mode, penalized=collected is not None) as f:
-            state = (self.augment(x),)
+            scheme, state = self.scheme(self._end()), (self.augment(x),)
             if collected is not None:
                 state = (*state, x.new_zeros((), dtype=wide(x.dtype)))
-            end = self._integrate(f, self.scheme(self._end()), state)
+            end = self._integrate(f, scheme, state)
         if collected is not None:
             collected.append(end[1])
         out = end[0].to(x.dtype)

@@ -51,8 +51,8 @@ def check_solver(
 
     Raises:
         InvalidInput: for an unknown solver, gradient mode or error norm, fewer than 1 step, tolerances or step sizes
-            that are not above 0 or not for this solve, a gradient mode that the solver does not have, a coupling
-            outside (0, 1], or t1 ≤ t0.
+            that are not above 0 or not for this solve, a first step below the smallest, a gradient mode that the
+            solver does not have, a coupling outside (0, 1], or t1 ≤ t0.
     """
     choose(solver, SOLVERS, "solver")
     choose(gradient, GRADIENTS, "gradient mode")
@@ -70,6 +70,10 @@ def check_solver(
                 f"{name} is {value:g}, and {which}: leave {name} out, or choose one of {', '.join(ADAPTIVE)} without "
                 "a number of steps"
             )
+    if first_step is not None and min_step is not None and first_step < min_step:
+        raise InvalidInput(
+            f"first_step is {first_step:g}, below min_step = {min_step:g}: give a first step of at least {min_step:g}"
+        )
     if solver in MULTISTEP and gradient in ("checkpoint", "reversible"):
         raise InvalidInput(
             f"gradient={gradient!r} needs a one-step solver, and {solver} is not one: use backprop or adjoint"
