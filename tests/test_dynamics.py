@@ -350,14 +350,69 @@ def test_a_net_made_by_hand_may_nest_sequences_but_not_hide_steps():
         dynamics(Net(nn.Identity(), [nn.Sequential(block, hidden)], nn.Identity()))
 
 
-def test_an_adaptive_block_is_refused_with_advice_that_works():
-    net = net_of("odenet", solver="dopri5", steps=None, rtol=1e-6, atol=1e-6)
-    with pytest.raises(InvalidInput, match=r"ODE block 1\.1 is solved by dopri5, which has no steps of") as refusal:
+def advised(refusal, net):
+    """The context manager that the refusal of ``net`` advises to read it within."""
+    said = str(refusal.value)
+    return eval(said[said.index("resode.solver_settings") :].removesuffix(", say"), {"resode": resode, "net": net})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says", "steps"),
+    [
+        (
+            {"solver": "dopri5", "steps": None, "rtol": 1e-6, "atol": 1e-6},
+            "is solved by dopri5, which has no steps",
+            32,
+        ),
+        ({"solver": "explicit_adams"}, "is solved by explicit_adams, .* each from the state before it alone", 32),
+        ({"gradient": "reversible", "steps": 4}, "is reversible: its steps act on two coupled states", 4),
+    ],
+)
+def test_a_block_without_residual_steps_is_refused_with_advice_that_works(settings, says, steps):
+    net = net_of("odenet", **settings)
+    with pytest.raises(InvalidInput, match=rf"ODE block 1\.1 {says}") as refusal:
         dynamics(net)
-    advice = str(refusal.value)[str(refusal.value).index("resode.solver_settings") :].removesuffix(", say")
-    with eval(advice, {"resode": resode, "net": net}):
+    with advised(refusal, net):
         view = dynamics(net, example("odenet"))
-        assert len(view.steps) == 3 * 32 + 2
+    assert [step.kind for step in view.steps] == ["residual"] * (3 * steps + 2)
+
+
+def test_a_reversible_block_is_read_as_the_plain_steps_of_its_solver_and_they_are_near():
+    block, x = ODEBlock(mlp(), "rk4", steps=16, gradient="reversible"), torch.rand(4, 3)
+    with solver_settings(block, gradient="backprop"):
+        view = dynamics(block, x)
+    with view.evaluation():
+        torch.testing.assert_close(view(x), block(x), rtol=1e-4, atol=1e-4)
+        assert not torch.equal(view(x), block(x))
+
+
+@pytest.mark.parametrize("solver", ["dopri5", "tsit5", "dopri8", "bosh3", "adaptive_heun"])
+def test_an_embedded_pair_with_a_number_of_steps_is_read_as_they_are(solver):
+    net, x = net_of("odenet", solver=solver, steps=2), example("odenet")
+    view = dynamics(net, x)
+    assert len(view.steps) == 3 * 2 + 2
+    with view.evaluation():
+        torch.testing.assert_close(view(x), net(x))
+
+
+# Extra channels
+
+
+def test_extra_channels_come_and_go_as_transitions():
+    block, x = ODEBlock(mlp(time="concat"), "heun", steps=2, extra_channels=1), torch.rand(4, 2)
+    view = dynamics(block, x)
+    assert [(step.label, step.kind) for step in view.steps] == [
+        ("1 augment", "transition"), ("1 t=0", "residual"), ("1 t=0.5", "residual"), ("1 project", "transition")
+    ]  # fmt: skip
+    assert torch.equal(view.run(x, 0, 1), torch.cat([x, torch.zeros(4, 1)], 1))
+    with view.evaluation():
+        torch.testing.assert_close(view(x), block(x))
+        torch.testing.assert_close(view.run(x, 0, 2), block.trajectory(x, [0.5])[0])
+    h = view.run(x, 0, 1)
+    assert torch.equal(view.steps[1].deleted(h), h)
+    for i in (0, 3):
+        with pytest.raises(InvalidInput, match="is a transition"):
+            view.steps[i].deleted(h)
 
 
 def test_a_view_stays_what_it_was_when_the_settings_change_back():

@@ -12,7 +12,7 @@ from resode import InvalidInput, NetConfig, ODEBlock, ResidualBlock, Stack, buil
 from resode.blocks import TABLEAUX, Branch
 from resode.limits import ConvergenceTable, convergence
 
-ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
+ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "bosh3": 3, "rk4": 4}
 
 
 class Linear(nn.Module):
@@ -28,7 +28,7 @@ class Linear(nn.Module):
         return (1 + 3 * t**2) * h @ self.A.T
 
 
-def linear_net(solver="rk4", steps=3, **settings):
+def linear_net(solver="rk4", steps=None, **settings):
     torch.manual_seed(0)
     return nn.Sequential(ODEBlock(Linear(), solver, steps, **settings), nn.Linear(4, 3, dtype=torch.float64))
 
@@ -112,7 +112,7 @@ def test_the_number_of_evaluations_is_stages_times_steps_times_blocks():
     net = nn.Sequential(ODEBlock(Linear()), ODEBlock(Linear(), "euler"), nn.Linear(4, 3, dtype=torch.float64))
     table = convergence(net, data(), (1, 3), list(ORDERS))
     found = {(each.solver, each.steps): each.nfe for each in table.evaluations}
-    assert found == {(s, n): 2 * n * TABLEAUX[s].stages for s in ORDERS for n in (1, 3)}
+    assert found == {(s, n): 2 * n * TABLEAUX[s].solution_stages for s in ORDERS for n in (1, 3)}
 
 
 def test_solvers_and_steps_come_in_order():
@@ -122,18 +122,28 @@ def test_solvers_and_steps_come_in_order():
     assert table.reference_steps == 8
 
 
-@pytest.mark.parametrize(("trained", "used"), [("euler", "euler"), ("heun", "heun"), ("dopri5", "rk4")])
-def test_without_solvers_the_nets_own_is_taken_or_rk4_for_an_adaptive_one(trained, used):
-    table = convergence(linear_net(trained, 3), data(), (1, 2))
+@pytest.mark.parametrize(
+    ("trained", "steps", "used"),
+    [
+        ("euler", 3, "euler"),
+        ("heun", None, "heun"),
+        ("dopri5", 3, "dopri5"),
+        ("dopri5", None, "rk4"),
+        ("explicit_adams", 8, "rk4"),
+    ],
+)
+def test_without_solvers_the_nets_own_is_taken_or_rk4_for_one_without_steps_of_its_own(trained, steps, used):
+    """A pair with a number of steps is a fixed-step solver; an Adams method's steps are not from one state alone."""
+    table = convergence(linear_net(trained, steps), data(), (1, 2))
     assert {each.solver for each in table.evaluations} == {used}
-    assert table.trained == ((trained, None if trained == "dopri5" else 3),)
+    assert table.trained == ((trained, 8 if trained == "heun" else steps),)
 
 
 def test_an_adaptive_net_is_compared_on_fixed_grids():
     net = linear_net("dopri5", rtol=1e-10, atol=1e-10)
     table = convergence(net, data(), (16, 32), ["midpoint"], reference_steps=256)
     assert table.evaluations[1].order == pytest.approx(2, abs=0.1)
-    assert settings_of(net) == [("dopri5", 3, 1e-10, 1e-10, "backprop")]
+    assert settings_of(net) == [("dopri5", None, 1e-10, 1e-10, "backprop")]
     with torch.no_grad():
         x = data()[0][0]
         torch.testing.assert_close(net(x), exact(net, x), rtol=1e-7, atol=1e-7)
@@ -201,7 +211,7 @@ def test_a_net_without_ode_blocks_is_refused():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"solvers": ["dopri5"]}, "unknown fixed-step solver 'dopri5'.*euler, midpoint, heun, rk4"),
+        ({"solvers": ["implicit_adams"]}, "unknown fixed-step solver 'implicit_adams'.*euler, midpoint, heun, .*rk4"),
         ({"solvers": ["euler", "rk5"]}, "unknown fixed-step solver 'rk5'"),
         ({"steps": ()}, "needs numbers of steps"),
         ({"steps": (0,)}, "steps is 0"),
