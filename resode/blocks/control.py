@@ -99,7 +99,9 @@ class _Solver:
         self.memory = MEMORY if scheme.tableau.order <= 5 else 0.0
         self.attempts = 0
         self.size: float | None = self.tolerances.first_step
-        self.before = 1e-4  # ‖e‖ of the last accepted step; at first as in Hairer's DOPRI5
+        self.before = 1.0  # ‖e‖ of the last accepted step
+        self.reach = 0.0
+        """As far as the error of the last step alone would allow the next to go."""
 
     def run(self, state: State) -> State:
         for start, end in pairwise(self.scheme.pieces()):
@@ -124,11 +126,10 @@ class _Solver:
                 f.accept_step()
                 if self.watch is not None:
                     self.watch(t, target, state)
-                now, before = (1.0 - 0.75 * self.memory) / self.power, self.memory / self.power
-                factor = SAFETY * max(error, 1e-10) ** -now * self.before**before
-                size = abs(target - t) * min(most, max(SMALLEST, factor))
+                size = abs(target - t) * min(most, max(SMALLEST, self._factor(error)))
                 # A step that was cut to land on the piece's end says nothing against the size there was.
                 self.size = max(size, self.size) if cut else size
+                self.reach = abs(target - t) * min(LARGEST, SAFETY * max(error, 1e-10) ** (-1.0 / self.power))
                 self.before, most = max(error, 1e-4), LARGEST
                 t, state, first = target, trial.state, trial.last
             else:
@@ -136,8 +137,13 @@ class _Solver:
                 if not math.isfinite(error):
                     self._require_finite(t, target, first)
                 factor = SAFETY * error ** (-1.0 / self.power) if math.isfinite(error) else 0.0
-                self.size, most = abs(target - t) * max(SMALLEST, factor), 1.0
+                self.size, most, self.reach = abs(target - t) * max(SMALLEST, factor), 1.0, 0.0
         return state
+
+    def _factor(self, error: float) -> float:
+        """By what the step after an accepted one of this error changes."""
+        now, before = (1.0 - 0.75 * self.memory) / self.power, self.memory / self.power
+        return SAFETY * max(error, 1e-10) ** -now * self.before**before
 
     def _slope(self, t: float, end: float, state: State) -> State:
         """f at ``t``, where a step begins that may yet be rejected: what was met at ``t`` counts all the same."""
@@ -150,7 +156,8 @@ class _Solver:
         """Where the next attempt shall end (at ``end``, if that is near, and never just before it), and whether that
         cuts it short."""
         left = abs(end - t)
-        if left <= self.size * (1.0 + 1e-9):
+        # To come to the end the memory of the control, which is for the steps to come, need not be heeded.
+        if left <= max(self.size, self.reach) * (1.0 + 1e-9):
             return end, True
         if left <= 2.0 * self.size:  # two equal steps in place of a long and a tiny one
             return t + self.sign * 0.5 * left, True
