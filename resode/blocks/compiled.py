@@ -20,7 +20,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from resode.blocks.solvers import Solve, State, Trial, rk_step, stage_time
 from resode.blocks.tableaux import Tableau
 from resode.errors import InvalidInput
-from resode.layers.basis import Basis
 from resode.layers.context import DerivedInput, Draw, Field, MaskInput, Moments, SolveContext
 
 TOLERANCE = 2e-3
@@ -65,6 +64,8 @@ class Compiler:
         def make(g: Solve, t: Any, end: Any, state: State, first: State | None, base: State | None) -> Trial:
             return rk_step(g, tableau, t, end, state, first=first, base=base, sign=sign, control=control, reused=reused)
 
+        # Without gradients f at the end costs the same whether it is used or not: one graph does for both.
+        reused = reused or not torch.is_grad_enabled()
         times = [stage_time(t, end, c) for c in tableau.c]
         kind = (tableau.name, sign, control, reused)
         return self._run(f, kind, make, times if first is None else times[1:], (t, end), (state, first, base))

@@ -167,7 +167,7 @@ def test_the_error_is_at_most_twice_torchdiffeqs_at_equal_cost(problem, solver):
     ratios = np.exp(found[:, 1] - np.interp(found[:, 0], theirs[:, 0], theirs[:, 1]))[comparable]
     assert len(ratios) >= 2
     assert np.exp(np.log(ratios).mean()) < 1.25
-    # Where their error cancels by luck ours looks bad, at one tolerance of a problem at the most; the few steps of order
-    # 8 leave the most to luck.
+    # Where their error cancels by luck ours looks bad, at one tolerance of a problem at the most; the few steps of
+    # order 8 leave the most to luck.
     assert np.sort(ratios)[-2] < 2.0
     assert ratios.max() < 3.5
