@@ -347,6 +347,14 @@ def test_a_smallest_step_that_suffices_is_no_hindrance(breakpoints):
             assert b.stats.accepted <= math.ceil(1.0 / least) + len(breakpoints)
 
 
+def test_a_step_that_is_cut_to_land_on_a_breakpoint_leaves_the_size_there_was():
+    b = block(lambda t, h: 1e-3 * h, first_step=0.3, breakpoints=(0.001,))
+    b(state())
+    # To the breakpoint, 0.3 from there, and the rest, which is ten times that at most.
+    assert b.stats.accepted <= 3
+    assert any(t == pytest.approx(0.301) for t in b.branch.times)
+
+
 def test_a_step_below_the_smallest_is_an_error_that_says_so():
     with pytest.raises(
         SolverError, match=r"fell below min_step = 0\.01 \(step size 0\.00\d+, ‖f‖ = .*, \d+ steps tried"
@@ -469,6 +477,27 @@ def test_the_graph_holds_the_stages_of_accepted_steps_and_nothing_else(solver, b
     out = b(state().requires_grad_())
     assert b.stats.rejected > 0
     assert evaluations_within(out) == TABLEAUX[solver].solution_stages * b.stats.accepted < b.stats.nfe_forward
+
+
+@pytest.mark.parametrize("breakpoints", [(), (0.25, 0.5)])
+@pytest.mark.parametrize("solver", ["bosh3", "tsit5", "dopri5"])
+def test_stages_for_the_error_estimate_alone_are_evaluated_without_gradients(solver, breakpoints):
+    """Those at the ends of the pieces, where no step follows, and the evaluation for the first step's size."""
+    met = []
+
+    def field(t, h):
+        met.append((t, interval_time(t), torch.is_grad_enabled()))
+        return bumpy(t, h)
+
+    b = block(field, solver, 1e-4, breakpoints=breakpoints)
+    b(state().requires_grad_())
+    assert not met[1][2]
+    assert met[0][2]
+    for end in (*breakpoints, 1.0):
+        at_end = [grad for t, inside, grad in met if t == end and inside < end]
+        # A stage before the last may stand at the end, too (c = 1), and is part of the solution.
+        assert at_end[-1] is False
+        assert at_end.count(True) == sum(c == 1.0 for c in TABLEAUX[solver].c[:-1]) * at_end.count(False)
 
 
 def test_the_step_sizes_are_constants_to_the_gradient():
