@@ -327,7 +327,18 @@ def _refuse_nested(branch: nn.Module) -> None:
         raise InvalidInput("the branch holds an ODE block: a solve within each evaluation of a solve is not supported")
 
 
-SETTINGS = ("solver", "steps", "rtol", "atol", "gradient", "max_steps", "first_step", "min_step", "error_norm")
+SETTINGS = (
+    "solver",
+    "steps",
+    "rtol",
+    "atol",
+    "gradient",
+    "max_steps",
+    "first_step",
+    "min_step",
+    "error_norm",
+    "compile_mode",
+)
 OF_ADAPTIVE = ("rtol", "atol", "first_step", "min_step")
 """Settings that mean nothing to a fixed grid."""
 

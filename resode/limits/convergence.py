@@ -150,7 +150,7 @@ def _evaluate(
     """All logits and labels, and the evaluations of f in one forward pass."""
     if not data:
         raise InvalidInput("convergence needs data to evaluate the net on, and there is none")
-    with evaluating(net), solver_settings(net, solver=solver, steps=steps):
+    with evaluating(net), solver_settings(net, solver=solver, steps=steps, compile_mode=None):
         logits = torch.cat([net(x) for x, _ in data])
         nfe = sum(block.stats.nfe_forward for block in net.modules() if isinstance(block, ODEBlock))
     return logits, torch.cat([labels for _, labels in data]), nfe

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resode.blocks.ode import ODEBlock
+from resode.blocks.ode import ODEBlock, solver_settings
 from resode.blocks.residual import ResidualBlock
 from resode.errors import InvalidInput
 from resode.nets.net import evaluating
@@ -30,12 +30,14 @@ class Metrics:
 def evaluate(model: nn.Module, data: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
     """Loss and accuracy of ``model`` in evaluation mode on pairs (x, labels).
 
+    ODE blocks run uncompiled: the last batch of a split has a shape of its own, and a graph costs more than it saves.
+
     Raises:
         InvalidInput: when there is no data.
     """
     loss = right = 0.0
     count = 0
-    with evaluating(model):
+    with evaluating(model), solver_settings(model, compile_mode=None):
         for x, labels in data:
             logits = model(x)
             # Summed in double precision on the device: one transfer at the end, and no rounding over many batches.

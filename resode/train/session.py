@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from resode import data, nets
+from resode.blocks.ode import solver_settings
 from resode.data.augment import Augment
 from resode.data.sets import DataSet
 from resode.errors import InvalidInput, RunError
@@ -176,7 +177,7 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 def _try_out(model: nn.Module, dataset: DataSet, augment: Augment) -> None:
     """A forward pass of two augmented samples: whatever does not fit is found before a run folder is made."""
     x = dataset.standardize(augment(dataset.train.inputs[:2], torch.Generator().manual_seed(0)))
-    with evaluating(model):
+    with evaluating(model), solver_settings(model, compile_mode=None):
         model(x)
 
 

@@ -108,8 +108,9 @@ def count_calls(model):
         ({"net": "odenet", "solver": "euler", "steps": (1, 2, 3)}, 6 + 2),
         ({"net": "odenet", "solver": "midpoint"}, 3 * 2 * 2 + 2),
         ({"net": "odenet", "solver": "rk4"}, 3 * 2 * 4 + 2),
-        ({"net": "odenet", "solver": "dopri5"}, None),
-        ({"net": "odenet", "solver": "bosh3", "rtol": 1e-5, "atol": 1e-5}, None),
+        ({"net": "odenet", "solver": "dopri5", "steps": None}, None),
+        ({"net": "odenet", "solver": "dopri5"}, 3 * 2 * 6 + 2),
+        ({"net": "odenet", "solver": "bosh3", "steps": None, "rtol": 1e-5, "atol": 1e-5}, None),
     ],
 )
 def test_nfe_is_the_number_of_evaluations_of_branches(settings, expected):
