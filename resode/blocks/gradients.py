@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from resode.blocks.solvers import RungeKutta, Scheme, Solve, State
 from resode.errors import InvalidInput
@@ -82,12 +83,14 @@ def integrate(f: Solve, scheme: Scheme, state: State, mode: Mode | None, paramet
         parameters: the tensors, besides ``state``, to which ``f`` passes gradients.
 
     Raises:
-        InvalidInput: for a mode other than backprop under a transform of torch.func; in its backward pass, when the
-            branch depends on other tensors than its state and ``parameters``; and when its gradient is
-            differentiated.
+        InvalidInput: for a mode other than backprop in forward mode or under a transform of torch.func; in its
+            backward pass, when the branch depends on other tensors than its state and ``parameters``; and when its
+            gradient is differentiated.
     """
     if mode is None:
         return scheme.integrate(f, state, RungeKutta(scheme.tableau))
+    if forward_ad._current_level >= 0:  # with gradients off, too: a tangent of the weights would be lost, unsaid
+        raise InvalidInput(f"gradient={mode.name!r} has no forward mode: use gradient='backprop'")
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *parameters))):
         return mode.forward(f, scheme, state)[0]
     if torch._C._are_functorch_transforms_active():
@@ -127,10 +130,6 @@ class _Solved(torch.autograd.Function):
         if torch.is_grad_enabled():  # as they are when these gradients shall be differentiated (create_graph=True)
             gradients = _Once.apply(ctx.mode.name, *(g.requires_grad_() for g in gradients))
         return None, None, None, None, *gradients
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> None:
-        raise InvalidInput(f"gradient={ctx.mode.name!r} has no forward mode: use gradient='backprop'")
 
     @staticmethod
     def gradients(ctx: Any, cotangents: State) -> list[Tensor]:
