@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from resode.blocks.gradients import Gradients, leaves_of, wide
-from resode.blocks.solvers import RungeKutta, Scheme, Solve, State
+from resode.blocks.solvers import FixedGrid, RungeKutta, Scheme, Solve, State
 
 
 class Adjoint:
@@ -39,11 +39,12 @@ class Adjoint:
     def backward(self, f: Solve, scheme: Scheme, kept: State, cotangent: State, gradients: Gradients) -> State:
         a, *others = cotangent
         largest = torch.stack([part.abs().amax() for part in cotangent]).amax()
-        if not torch.isfinite(largest):
+        # A fixed grid asks the device for nothing, and what is not finite goes through it as through backpropagation.
+        if not isinstance(scheme, FixedGrid) and not torch.isfinite(largest):
             # As backpropagation gives: loss scaling that overflowed looks for this, and skips its step.
             gradients.add([torch.full_like(w, torch.nan) for w in gradients.wanted])
             return tuple(part * torch.nan for part in cotangent)
-        scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+        scale = torch.where(torch.isfinite(largest) & (largest > 0), largest, torch.ones_like(largest))
         field = AdjointField(f, gradients, [part / scale for part in others], self.seminorm)
         zeros = [torch.zeros_like(w, dtype=wide(w.dtype)) for w in gradients.wanted]
         state = scheme.reversed().integrate(field, (kept[0], a / scale, *zeros), RungeKutta(scheme.tableau))

@@ -15,6 +15,9 @@ MULTISTEP = ("explicit_adams", "implicit_adams")
 MAX_ORDER = {"explicit_adams": 5, "implicit_adams": 4}
 """For order 4, in torchdiffeq's count (one more than the explicit method's). Its default of 12 has next to no region of
 stability: the errors grow as the grid is refined, to infinity."""
+ITERATIONS = 20
+"""Of an implicit step, at most, until they change it by less than ε^(2/3) of its type; torchdiffeq stops after 4, and
+warns at fields that are mild."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,9 @@ class MultistepGrid:
     def _solve_piece(self, f: RightHandSide, state: State, grid: tuple[float, ...]) -> State:
         points = torch.tensor(grid, dtype=torch.float64, device=state[0].device)
         field = _Watched(f, grid)
-        options = {"grid_constructor": lambda *_: points, "max_order": MAX_ORDER[self.method]}
-        path = odeint(field, state, points[[0, -1]], method=self.method, options=options)
+        options = {"grid_constructor": lambda *_: points, "max_order": MAX_ORDER[self.method], "max_iters": ITERATIONS}
+        tol = torch.finfo(state[0].dtype).eps ** (2 / 3)
+        path = odeint(field, state, points[[0, -1]], rtol=tol, atol=tol, method=self.method, options=options)
         field.end()
         return tuple(part[-1] for part in path)
 

@@ -120,7 +120,7 @@ class ODEBlock(nn.Module):
             branch.set_span(t0, t1)
         if self.steer and self.breakpoints and self.grid_steps is not None:
             raise InvalidInput(
-                f"steer is {steer:g}, and f (or its masks) jumps at {len(self.breakpoints)} times: no fixed grid to a "
+                f"steer is {steer:g}, and f (or its masks) jumps at t = {self.breakpoints[0]:g}: no fixed grid to a "
                 "random end has them as points; use an adaptive solver (dopri5), or steer=0"
             )
         self.scheme()  # a grid that steps over a breakpoint is refused here, before anything is computed

@@ -88,7 +88,7 @@ def convergence(
         reference_steps: steps of rk4 in the reference; twice the largest of ``steps`` if None.
 
     Raises:
-        InvalidInput: for a net without ODE blocks, an unknown or adaptive solver, no steps or steps below 1, or no
+        InvalidInput: for a net without ODE blocks, a solver without fixed steps, no steps or steps below 1, or no
             data.
     """
     blocks = [block for block in net.modules() if isinstance(block, ODEBlock)]
