@@ -121,6 +121,17 @@ class InstanceNorm(nn.Module):
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
+class GroupNorm(nn.GroupNorm):
+    """torch's group norm. In half precision a CPU normalizes channels-last images in the other order of memory: torch's
+    kernel for them takes seven times as long as it takes for contiguous ones, and the two reorderings far less."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = x.dtype in (torch.bfloat16, torch.float16) and x.device.type == "cpu"
+        if half and x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+        return super().forward(x)
+
+
 class BatchNorm(_BatchNorm):
     """Batch norm whose running statistics may be indexed by time, for (B, C) and (B, C, H, W).
 
@@ -294,7 +305,7 @@ def make_norm(name: str, channels: int, size: tuple[int, int] | None = None, aff
             raise InvalidInput("affine='elementwise' needs the image size: pass size=(H, W)")
         return LayerNorm(channels, size)
     if name == "group":
-        return nn.GroupNorm(group_count(channels), channels)
+        return GroupNorm(group_count(channels), channels)
     makers = {
         "batch": BatchNorm, "layer": LayerNorm, "pixel": PixelNorm, "instance": InstanceNorm, "none": nn.Identity
     }  # fmt: skip

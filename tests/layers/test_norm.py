@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torchdiffeq import odeint
 
 from resode.blocks.branch import Branch
 from resode.blocks.ode import ODEBlock, solver_settings
@@ -409,49 +408,6 @@ def test_a_fixed_grid_makes_one_update_from_all_its_stages(solver, stages, knots
     assert all(torch.equal(a, b) for a, b in zip(after.values(), norm.buffers(), strict=True))
 
 
-class AcceptedOnly(NormField):
-    """An independent account of which evaluations belong to accepted steps, by torchdiffeq's own callbacks."""
-
-    def __init__(self, norm, bump):
-        super().__init__(norm, bump)
-        self.accepted, self.rejected = [], 0
-
-    def forward(self, t, h):
-        out = super().forward(t, h)
-        if len(self.seen) == 1:
-            self.accepted.append(self.seen[0])  # the first stage of the first step
-        return out
-
-    def callback_step(self, t0, y0, dt):
-        self.begun = len(self.seen)
-
-    def callback_accept_step(self, t0, y0, dt):
-        self.accepted += self.seen[self.begun :]
-
-    def callback_reject_step(self, t0, y0, dt):
-        self.rejected += 1
-
-
-@pytest.mark.parametrize("gradient", ["backprop", "adjoint"])
-@pytest.mark.parametrize("solver", ["dopri5", "bosh3"])
-def test_an_adaptive_solve_makes_one_update_from_its_accepted_steps(solver, gradient):
-    norm = randomize(BatchNorm(8, momentum=0.3).double())
-    reference = AcceptedOnly(nn.BatchNorm2d(8, track_running_stats=False).double(), bump=60.0)
-    same_parameters(norm, reference.norm)
-    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    with torch.no_grad():
-        odeint(reference, images(), t, rtol=1e-4, atol=1e-4, method=solver, options={"step_t": t[1:]})
-    assert reference.rejected > 0
-    block = ODEBlock(NormField(norm, bump=60.0), solver, rtol=1e-4, atol=1e-4, gradient=gradient)
-    before = buffers(norm)
-    out = block(images().requires_grad_())
-    assert block.stats.rejected == reference.rejected
-    expect_one_update(norm, before, reference.accepted, 0.3)
-    after = buffers(norm)
-    out.square().sum().backward()
-    assert all(torch.equal(a, b) for a, b in zip(after.values(), norm.buffers(), strict=True))
-
-
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
 def test_every_forward_pass_counts_once_and_evaluation_never(solver):
     norm = BatchNorm(8).double()
@@ -613,3 +569,23 @@ def test_an_ode_net_trained_on_one_grid_evaluates_on_others():
         # The statistics are those of each time: at one time's throughout, the net is another.
         index_statistics(model, (0.0,))
         assert (model(x) - trained).norm() > 0.05 * trained.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_is_torchs_and_keeps_the_layout(layout, dtype):
+    torch.manual_seed(0)
+    ours = make_norm("group", 16)
+    theirs = nn.GroupNorm(ours.num_groups, 16)
+    for layer in (ours, theirs):
+        nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(3, 16, 5, 5).to(dtype).to(memory_format=layout)
+    one, other = (x.clone().requires_grad_() for _ in range(2))
+    out, expected = ours(one), theirs(other)
+    assert out.dtype == dtype
+    assert out.is_contiguous(memory_format=layout)
+    close = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(out, expected, **close)
+    out.float().square().sum().backward()
+    expected.float().square().sum().backward()
+    torch.testing.assert_close(one.grad, other.grad, rtol=0.05, atol=0.1 if dtype == torch.bfloat16 else 1e-5)
