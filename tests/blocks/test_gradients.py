@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 from torchdiffeq._impl.dopri5 import _DORMAND_PRINCE_SHAMPINE_TABLEAU as PAIR
 
 from resode.blocks.branch import Branch
@@ -627,3 +628,24 @@ def test_fixed_grids_by_hand_agree_with_the_block():
         scheme = FixedGrid(TABLEAUX["rk4"], grid)
         (by_hand,) = scheme.integrate(Solve(field, SolveContext()), (x,), RungeKutta(scheme.tableau))
         torch.testing.assert_close(by_hand, ODEBlock(field, "rk4", steps=5)(x))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_what_a_graph_keeps_may_be_moved_away_or_made_again_by_torchs_own_means(gradient):
+    """Hooks that pack tensors (as to offload them), and torch.utils.checkpoint around the block (made anew)."""
+    torch.manual_seed(0)
+    stack = Stack(activation="tanh", norm="group", conv="weight-standardized", dropout=Dropout("unit", 0.3))
+    block = ODEBlock(Branch(4, stack, time="concat").double(), "dopri5", gradient=gradient)
+    x = randn(3, 4, 5, 5).requires_grad_()
+
+    def grads(solve):
+        torch.manual_seed(3)
+        return torch.autograd.grad(solve(x).square().sum(), (x, *block.parameters()))
+
+    def packed(x):
+        with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept.detach().clone(), lambda kept: kept):
+            return block(x)
+
+    expected = grads(block)
+    for solve in (packed, lambda x: checkpoint(block, x, use_reentrant=False)):
+        assert all(torch.equal(a, b) for a, b in zip(grads(solve), expected, strict=True))
