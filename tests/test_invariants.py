@@ -306,7 +306,8 @@ def test_adaptive_solvers_reach_their_tolerance(solver, tol, field):
 def test_two_forwards_then_both_backwards_give_the_gradients_of_each(gradient, solver):
     """With dropout, standardized weights and batch norm: everything that could be left behind by the other solve."""
     stack = Stack(dropout=Dropout("unit", 0.3), conv="weight-standardized", activation="tanh")
-    block = ODEBlock(Branch(8, stack, time="concat").double(), solver, steps=4, gradient=gradient)
+    steps = None if solver == "dopri5" else 4
+    block = ODEBlock(Branch(8, stack, time="concat").double(), solver, steps, gradient=gradient)
     xs = [state("preact"), state("preact")]
 
     def losses():

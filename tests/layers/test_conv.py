@@ -113,7 +113,9 @@ class Counts:
 def test_what_depends_on_the_weights_alone_is_computed_once_a_solve(monkeypatch, solver, gradient, name, options):
     counts = Counts(getattr(conv, name))
     monkeypatch.setattr(conv, name, counts)
-    block = ODEBlock(Field(Conv2d(4, 4, 3, **options).double()), solver, steps=3, gradient=gradient)
+    block = ODEBlock(
+        Field(Conv2d(4, 4, 3, **options).double()), solver, steps=None if solver == "dopri5" else 3, gradient=gradient
+    )
     for solves in (1, 2):
         block(images()).sum().backward()
         assert counts.calls == solves

@@ -411,7 +411,7 @@ def test_a_fixed_grid_makes_one_update_from_all_its_stages(solver, stages, knots
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
 def test_every_forward_pass_counts_once_and_evaluation_never(solver):
     norm = BatchNorm(8).double()
-    block = ODEBlock(NormField(norm), solver, steps=3)
+    block = ODEBlock(NormField(norm), solver, steps=None if solver == "dopri5" else 3)
     for n in range(1, 4):
         block(images(seed=n))
         assert (norm.num_batches_tracked == n).all()
@@ -430,7 +430,7 @@ def test_every_forward_pass_counts_once_and_evaluation_never(solver):
 def test_under_autocast_the_statistics_are_those_of_full_precision(solver):
     norm = BatchNorm(8, momentum=0.3)
     field = NormField(norm)
-    block = ODEBlock(field, solver, steps=3)
+    block = ODEBlock(field, solver, steps=None if solver == "dopri5" else 3)
     before, x = buffers(norm), images(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         block(x)
@@ -440,7 +440,7 @@ def test_under_autocast_the_statistics_are_those_of_full_precision(solver):
             expected = 0.7 * before[name].numpy() + 0.3 * averaged(norm.knots, [t for t, _ in field.seen], met)
             np.testing.assert_allclose(getattr(norm, name), expected, rtol=1e-4)
     twin = BatchNorm(8, momentum=0.3)
-    ODEBlock(NormField(twin), solver, steps=3)(x)
+    ODEBlock(NormField(twin), solver, steps=None if solver == "dopri5" else 3)(x)
     torch.testing.assert_close(norm.running_mean, twin.running_mean, rtol=2e-3, atol=2e-3)
 
 
