@@ -26,7 +26,8 @@ def environment(device: str | torch.device) -> dict[str, Any]:
     device = torch.device(device)
     return {
         "time": now(),
-        "command": shlex.join(sys.orig_argv),
+        # The interpreter by its name alone: where it lies is of this machine.
+        "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}  # with its CUDA
         | {name: package_version(name) for name in PACKAGES},
         "platform": platform.platform(),
