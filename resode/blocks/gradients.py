@@ -119,7 +119,7 @@ class _Solved(torch.autograd.Function):
         with _autocast(*ctx.autocast):
             # Detached, as every later state is: a compiled step is not compiled once more for the first.
             end, kept = mode.forward(f, scheme, tuple(part.detach() for part in tensors[:parts]))
-        ctx.kept = len(kept)
+        ctx.kept, ctx.parameters = len(kept), tensors[parts:]
         ctx.save_for_backward(*kept, *tensors[parts:])
         return tuple(part.view_as(part) for part in end)  # a part that was not changed is an input
 
@@ -134,7 +134,8 @@ class _Solved(torch.autograd.Function):
     @staticmethod
     def gradients(ctx: Any, cotangents: State) -> list[Tensor]:
         """∂L/∂state at the start, and ∂L/∂θ for the parameters."""
-        kept, parameters = ctx.saved_tensors[: ctx.kept], list(ctx.saved_tensors[ctx.kept :])
+        # Reading them checks their versions; but those of the parameters may be copies (saved_tensors_hooks).
+        kept, parameters = ctx.saved_tensors[: ctx.kept], list(ctx.parameters)
         f: Solve = ctx.f
         _check_same(parameters, f.branch)
         leaves = f.context.derived_leaves()

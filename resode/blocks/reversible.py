@@ -21,7 +21,7 @@ from resode.blocks.tableaux import Tableau
 
 COUPLING = 0.99
 AMPLIFICATION = 100.0
-"""Of rounding, by undoing the steps: where λ^(−N) exceeds it, the solve warns."""
+"""Of rounding, by undoing the steps: where λ^(−N) exceeds it, the backward pass warns."""
 
 
 def halves(state: State) -> tuple[State, State]:
@@ -100,17 +100,10 @@ class Reversible:
     def forward(self, f: Solve, scheme: Scheme, state: State) -> tuple[State, State]:
         step = ReversibleStep(scheme.tableau, self.coupling)
         end = scheme.integrate(f, (*state, *state), step, lambda start, end, _: self.steps.append((start, end)))
-        grown = self.coupling ** -len(self.steps)
-        if torch.is_grad_enabled() and grown > AMPLIFICATION:
-            warnings.warn(
-                f"gradient='reversible' with {len(self.steps)} steps and coupling {self.coupling:g}: undoing them "
-                f"multiplies rounding by up to {grown:.3g}; use a coupling nearer 1, fewer steps, or "
-                "gradient='checkpoint'",
-                stacklevel=2,
-            )
         return halves(end)[0], end
 
     def backward(self, f: Solve, scheme: Scheme, kept: State, cotangent: State, gradients: Gradients) -> State:
+        self._warn()
         step, state = ReversibleStep(scheme.tableau, self.coupling), kept
         cotangent = (*cotangent, *(torch.zeros_like(part) for part in cotangent))
         for start, end in reversed(self.steps):
@@ -118,6 +111,16 @@ class Reversible:
             state, cotangent = step.undo(f, start, end, state, cotangent, gradients)
         self.start = state[0]
         return _sum(*halves(cotangent))
+
+    def _warn(self) -> None:
+        grown = self.coupling ** -len(self.steps)
+        if grown > AMPLIFICATION:
+            warnings.warn(
+                f"gradient='reversible' with {len(self.steps)} steps and coupling {self.coupling:g}: undoing them "
+                f"multiplies rounding by up to {grown:.3g}; use a coupling nearer 1, fewer steps, or "
+                "gradient='checkpoint'",
+                stacklevel=2,
+            )
 
 
 def _sum(one: State, other: State) -> State:
