@@ -124,15 +124,19 @@ class Case:
 def compared(table: str, problem: Problem, common: dict, peers: Sequence[str], layouts: Sequence[str]) -> Case:
     """Everyone who has the solver, in every layout; ours compiled, too, where the problem says so.
 
-    Compiling takes longer than all else, so it is done in our users' layout alone.
+    Compiling takes longer than all else, so it is done in our users' layout alone. Of adaptive solves the peak memory is
+    measured, too, as each library's users call it.
     """
     works = []
+    weighed = table == WRITTEN and problem.tolerance is not None
     for layout in layouts:
         given = {"table": table, "case": problem.name, "problem": problem, "layout": layout, **common}
-        works.append(Work(peer=OURS, label=OURS, subject=True, **given))
+        ours, theirs = weighed and layout == OUR_LAYOUT, weighed and layout == LAYOUTS[0]
+        works.append(Work(peer=OURS, label=OURS, subject=True, memory=ours, **given))
         if problem.compiled and layout == OUR_LAYOUT:
             works.append(Work(peer=OURS, label=f"{OURS}, compiled", compiled=True, subject=True, **given))
-        works += [Work(peer=peer, label=peer, **given) for peer in peers if problem.solver in PLAIN_SOLVERS[peer]]
+        asked = [peer for peer in peers if problem.solver in PLAIN_SOLVERS[peer]]
+        works += [Work(peer=peer, label=peer, memory=theirs, **given) for peer in asked]
     return _case(works)
 
 
