@@ -83,10 +83,13 @@ def test_the_statistics_are_those_of_the_same_steps_whatever_differentiates_them
 @pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
 @pytest.mark.parametrize("solver", ["dopri5", "adaptive_heun"])
 def test_moments_met_in_rejected_steps_do_not_count(solver, gradient, monkeypatch):
-    met = []
-    absorb = BatchNorm.absorb
-    monkeypatch.setattr(BatchNorm, "absorb", lambda self, times, *rest, **more: met.append(times) or absorb(
-        self, times, *rest, **more))  # fmt: skip
+    met, absorb = [], BatchNorm.absorb
+
+    def watched(self, times, *rest, **more):
+        met.append(times)
+        absorb(self, times, *rest, **more)
+
+    monkeypatch.setattr(BatchNorm, "absorb", watched)
     block = block_of(solver, gradient, bump=True)
     block(state()).sum().backward()
     stats, tableau = block.stats, TABLEAUX[solver]

@@ -9,8 +9,8 @@ import experiments.common
 from paper_figs.__main__ import main as draw_all
 from paper_figs.common import RESULTS, provenance, read
 
-EXPERIMENTS = ("lesion", "convergence", "trajectories", "bench_ode")
-FIGURES = ("lesion", "convergence", "trajectories")
+EXPERIMENTS = ("lesion", "convergence", "trajectories", "bench_ode", "gradient_product")
+FIGURES = ("lesion", "convergence", "trajectories", "bench_ode")
 
 
 @pytest.fixture(scope="module")
