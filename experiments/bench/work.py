@@ -124,8 +124,8 @@ class Case:
 def compared(table: str, problem: Problem, common: dict, peers: Sequence[str], layouts: Sequence[str]) -> Case:
     """Everyone who has the solver, in every layout; ours compiled, too, where the problem says so.
 
-    Compiling takes longer than all else, so it is done in our users' layout alone. Of adaptive solves the peak memory is
-    measured, too, as each library's users call it.
+    Compiling takes longer than all else, so it is done in our users' layout alone. Of adaptive solves the peak memory
+    is measured, too, as each library's users call it.
     """
     works = []
     weighed = table == WRITTEN and problem.tolerance is not None

@@ -291,7 +291,7 @@ def test_a_figure_is_drawn_from_a_smoke_run(smoke):
         "results": {"bench": smoke.result("bench")},
     }
     drawn = figure(published)
-    assert len(drawn.axes) == 2
+    assert len(drawn.axes) == 3
     assert all(axes.has_data() for axes in drawn.axes)
     assert drawn.get_supxlabel() == provenance(published)
 
