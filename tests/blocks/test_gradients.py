@@ -16,6 +16,7 @@ from resode.blocks.ode import ODEBlock
 from resode.blocks.settings import GRADIENTS
 from resode.blocks.solvers import FixedGrid, RungeKutta, Solve
 from resode.blocks.tableaux import TABLEAUX
+from resode.blocks.transport import collect_penalties
 from resode.errors import InvalidInput
 from resode.layers.context import SolveContext, interval_time
 from resode.stack import Dropout, Stack
@@ -158,6 +159,20 @@ def test_loss_scaling_changes_nothing(settings):
         assert torch.equal(scaled, plain * 2.0**power)
     scaled = gradients(field, gradient="adjoint", loss=lambda out: loss_of(out) * 1e8, **settings)
     assert relative(scaled, plain * 1e8) < 1e-9
+
+
+@pytest.mark.parametrize("settings", [{"steps": 8}, {"solver": "dopri5", "rtol": 1e-4, "atol": 1e-4}])
+def test_loss_scaling_changes_nothing_with_penalties_on_the_way(settings):
+    """Their cotangents are scaled along with the state's."""
+    block, x = ODEBlock(Field(), gradient="adjoint", kinetic=0.3, **settings), randn(3, 4).requires_grad_()
+
+    def scaled(factor):
+        with collect_penalties() as penalties:
+            loss = loss_of(block(x)) + sum(penalties)
+        return torch.autograd.grad(factor * loss, (x, *block.parameters()))
+
+    for plain, found in zip(scaled(1.0), scaled(2.0**20), strict=True):
+        assert torch.equal(found, plain * 2.0**20)
 
 
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
