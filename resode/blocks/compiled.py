@@ -1,11 +1,12 @@
 """Compiled steps: the evaluations and sums of one solver step as one graph of torch.compile's.
 
-A step is traced once for each kind of call (shapes, types, modes; see ``Compiler._signature``) as a function of tensors alone:
-the state, t and t + Δ, the parameters, buffers and other tensors that the modules of the branch hold, and what the
-context of the solve holds (masks, maps t·K, standardized weights). Nothing of one solve is part of the graph, so later
-steps and solves of the same kind run it as it is, and no number that changes (a time, a step size, a counter of
-evaluations) compiles it again. The batch moments that are met are outputs. The traced step is compared with the step
-it was traced from before it is used. Transforms of torch.func and forward mode run the steps as they are."""
+A step is traced once for each kind of call (shapes, types, modes; see ``Compiler._signature``) as a function of
+tensors alone: the state, t and t + Δ, the parameters, buffers and other tensors that the modules of the branch hold,
+and what the context of the solve holds (masks, maps t·K, standardized weights). Nothing of one solve is part of the
+graph, so later steps and solves of the same kind run it as it is, and no number that changes (a time, a step size, a
+counter of evaluations) compiles it again. The batch moments that are met are outputs. The traced step is compared
+with the step it was traced from before it is used. Transforms of torch.func and forward mode run the steps as they
+are."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
