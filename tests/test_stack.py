@@ -9,12 +9,12 @@ from torch import nn
 from resode.errors import InvalidInput
 from resode.layers.conv import Conv2d, Linear
 from resode.layers.dropout import Dropout as DropoutLayer
-from resode.layers.norm import NORMS, BatchNorm, InstanceNorm, LayerNorm, PixelNorm
+from resode.layers.norm import NORMS, BatchNorm, GroupNorm, InstanceNorm, LayerNorm, PixelNorm
 from resode.stack import ACTIVATIONS, Dropout, Stack
 
 NORM_TYPES = {
     "batch": BatchNorm, "layer": LayerNorm, "pixel": PixelNorm,
-    "instance": InstanceNorm, "group": nn.GroupNorm, "none": nn.Identity,
+    "instance": InstanceNorm, "group": GroupNorm, "none": nn.Identity,
 }  # fmt: skip
 
 

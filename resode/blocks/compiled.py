@@ -285,8 +285,8 @@ def _resolve(context: SolveContext, name: MaskInput | DerivedInput, how: Any) ->
     """What the traced step asks ``context`` for, made now if it is not there yet."""
     if isinstance(name, DerivedInput):
         return context.derive(name.module, name.name, how)
-    draw, shape, dtype, device = how
-    return context.mask_of(name, draw, torch.empty(shape, dtype=dtype, device=device))
+    draw, shape, stride, dtype, device = how
+    return context.mask_of(name, draw, torch.empty_strided(shape, stride, dtype=dtype, device=device))
 
 
 def _trace(

@@ -25,7 +25,7 @@ Field = Callable[[float | Tensor, Tensor], Tensor]
 """A vector field ``f(t, h)``, with the shape of ``h``."""
 
 Draw = Callable[[Tensor], Tensor]
-"""Makes a random mask for a tensor, from its shape, type and device."""
+"""Makes a random mask for a tensor, from its shape, layout, type and device."""
 
 _current: ContextVar["SolveContext | None"] = ContextVar("resode_solve_context", default=None)
 
@@ -168,13 +168,14 @@ class SolveContext:
     def mask(self, module: object, draw: Draw, like: Tensor) -> Tensor:
         """The mask of ``module`` in the present mask interval; ``draw(like)`` makes it the first time.
 
-        A module used several times within one evaluation has a mask for each use. A mask depends on the shape, type
-        and device of ``like`` alone.
+        A module used several times within one evaluation has a mask for each use. A mask depends on the shape, layout,
+        type and device of ``like`` alone.
         """
         use = self._uses.get(module, 0)
         self._uses[module] = use + 1
         if self.inputs is not None:
-            self.inputs.setdefault(MaskInput(module, use), (draw, tuple(like.shape), like.dtype, like.device))
+            made_for = (tuple(like.shape), like.stride(), like.dtype, like.device)
+            self.inputs.setdefault(MaskInput(module, use), (draw, *made_for))
         return self.mask_of(MaskInput(module, use), draw, like)
 
     def mask_of(self, name: "MaskInput", draw: Draw, like: Tensor) -> Tensor:

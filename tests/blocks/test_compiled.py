@@ -178,14 +178,16 @@ def test_evaluation_uses_the_statistics_at_each_time_and_follows_them(solver, gr
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_penalties_agree(gradient):
+def test_penalties_agree(gradient, layout):
+    """Their noise too, which is drawn in the order of memory."""
     found = []
     for compile in (False, True):
         block = block_of(compile, "euler", gradient, steps=3, kinetic=0.1, jacobian=0.2)
         for seed in (1, 2):
             torch.manual_seed(seed)
-            x = state(seed)
+            x = state(seed).detach().contiguous(memory_format=layout).requires_grad_()
             with collect_penalties() as penalties:
                 out = block(x)
             loss = out.square().sum() + 10.0 * sum(penalties)
