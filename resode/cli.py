@@ -13,6 +13,7 @@ import tyro
 from torch import nn
 
 from resode import demo, plots
+from resode.blocks.multistep import MULTISTEP
 from resode.blocks.ode import ODEBlock, solver_settings
 from resode.commandline import one_line_errors, read_arguments
 from resode.dynamics import dynamics
@@ -118,7 +119,9 @@ class Evaluate:
 
     def run(self) -> None:
         trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
-        with _solved_by(trained.model, solver=self.solver, steps=self.steps, rtol=self.rtol, atol=self.atol):
+        # How a solve is differentiated means nothing here, and the multistep solvers do not have every way.
+        plain = {"gradient": "backprop"} if self.solver in MULTISTEP else {}
+        with _solved_by(trained.model, solver=self.solver, steps=self.steps, rtol=self.rtol, atol=self.atol, **plain):
             if self.recalibrate and not recalibrate(trained.model, trained.data.batches("train", EVALUATION_BATCH)):
                 raise InvalidInput("recalibrate given, and this net has no batch norm")
             found = evaluate(trained.model, trained.data.batches(self.split, EVALUATION_BATCH))
@@ -177,7 +180,8 @@ class Limits:
     Args:
         run_folder: folder of a run made by resode train.
         steps: numbers of steps in each ODE block.
-        solvers: Runge-Kutta methods: euler, midpoint, heun, rk4, dopri5, ...; by default the one of the training.
+        solvers: Runge-Kutta methods: euler, midpoint, heun, rk4, dopri5, ...; by default the one of the
+            training, or rk4 where that has no fixed steps.
         split: train, validation or test.
         device: cpu, cuda, cuda:1.
         data_dir: folder of the data, if it is not where it was in training.

@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -90,7 +91,7 @@ class Compiler:
     ) -> Trial:
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return make(f, *ends, *states)
-        known = self.held.get((kind, self._signature(f, states)))
+        known = self.held.get((self.mode, kind, self._signature(f, states)))
         if known is not None:
             return known(f, times, ends, states)
         before, f.context.inputs = _settings(f.branch), {}
@@ -105,13 +106,15 @@ class Compiler:
         traced = _trace(f, make, inputs, ends, states)
         traced.check(f, trial, ends, states)
         traced.graph = torch.compile(traced.graph, dynamic=False, fullgraph=True, mode=self.mode)
-        self.held[kind, self._signature(f, states)] = traced
+        self.held[self.mode, kind, self._signature(f, states)] = traced
         return trial
 
     def _signature(self, f: Solve, states: Sequence[State | None]) -> tuple[object, ...]:
         """All that a traced step depends on but the values of its tensors."""
         if f.described is None:  # settings of the branch's modules do not change within a solve
-            f.described = tuple(item for item in _settings(f.branch).items() if item[0] not in self.moving)
+            training = {(i, "training"): f.context.is_training(m) for i, m in enumerate(_modules(f.branch))}
+            held = {**_settings(f.branch), **training}  # as the solve goes on with, whatever the modules are by now
+            f.described = tuple(item for item in held.items() if item[0] not in self.moving)
         return (
             f.described,
             f.dtype,
@@ -142,13 +145,22 @@ def _modules(branch: Field) -> list[nn.Module]:
 
 
 def _frozen(value: object) -> object:
-    """``value`` as part of a key: equal as long as a graph that was traced with it holds."""
+    """``value`` as part of a key: equal as long as a graph that was traced with it holds.
+
+    It looks into containers and one level into objects; a value that changes deeper than that is not seen to.
+    """
     if isinstance(value, Tensor):
         return _layout(value)
     if isinstance(value, dict):
         return dict, tuple((_frozen(key), _frozen(held)) for key, held in value.items())
     if isinstance(value, list | tuple):
         return type(value), tuple(_frozen(held) for held in value)
+    if isinstance(value, set):
+        return set, frozenset(value)
+    if isinstance(value, np.ndarray):
+        return np.ndarray, value.shape, value.dtype.str, value.tobytes()
+    if type(value).__hash__ is object.__hash__ and not callable(value):  # told apart by identity, and can change
+        return id(value), tuple((name, repr(held)) for name, held in getattr(value, "__dict__", {}).items())
     try:
         hash(value)
     except TypeError:

@@ -1,6 +1,5 @@
 """Multistep and implicit solvers on a fixed grid: torchdiffeq's, kept to the contract of a solve."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -68,11 +67,10 @@ class _Watched:
         self.f, self.steps = f, pairwise(grid)
         self.first, self.last = min(grid), max(grid)
         self.began = False
-        self.slopes: Callable[[float, State], State] = f
 
     def __call__(self, t: Tensor, state: State) -> State:
         # torchdiffeq rounds the time to the state's type, and f may not exist beyond the ends.
-        return self.slopes(min(max(float(t), self.first), self.last), state)
+        return self.f(min(max(float(t), self.first), self.last), state)
 
     def callback_step(self, t0: Tensor, y0: State, dt: Tensor) -> None:
         self.end()

@@ -22,7 +22,7 @@ from resode.blocks.tableaux import ADAPTIVE, TABLEAUX
 from resode.blocks.transport import Transport, collecting
 from resode.errors import InvalidInput, choose
 from resode.layers.context import SolveContext
-from resode.layers.norm import index_statistics
+from resode.layers.norm import BatchNorm, index_statistics
 
 ADAPTIVE_KNOTS = 9
 """Knots of the running statistics where no fixed grid suggests their number."""
@@ -34,8 +34,9 @@ class ODEBlock(nn.Module):
 
     Args:
         branch: f, any module called as ``branch(t, h)`` that keeps the shape of h; h is (B, C) or (B, C, H, W). A
-            branch whose weights jump lists the times in an attribute ``breakpoints``: fixed grids must have them as
-            points, adaptive solves land on them.
+            branch whose weights jump or bend lists the times in an attribute ``breakpoints``: fixed grids must have
+            them as points, adaptive solves land on them. The block gives the branch its interval (the knots of batch
+            norms, the span of weights that vary): blocks that share a branch must share [t0, t1], too.
         solver: an explicit Runge–Kutta method ("euler", "midpoint", "heun", "ralston", "rk4", "rk4-38", "bosh3",
             "tsit5", "dopri5", "dopri8", "adaptive_heun"; see ``blocks.tableaux``) or "explicit_adams",
             "implicit_adams" (torchdiffeq's).
@@ -99,7 +100,7 @@ class ODEBlock(nn.Module):
         self.t0, self.t1, self.gradient = t0, t1, gradient
         self.max_steps, self.first_step, self.min_step, self.error_norm = max_steps, first_step, min_step, error_norm
         self.seminorm, self.coupling = seminorm, coupling
-        self.compile_mode = _compile_mode(compile)
+        self.compile_mode = "default" if compile is True else compile or None
         self.mask_intervals, self.extra_channels = mask_intervals, extra_channels
         self.kinetic, self.jacobian, self.steer = kinetic, jacobian, steer
         self._check_settings()
@@ -140,6 +141,8 @@ class ODEBlock(nn.Module):
             error_norm=self.error_norm,
             coupling=self.coupling,
         )
+        if self.compile_mode is not None:
+            choose(self.compile_mode, COMPILE_MODES, "mode of compile")
         check_extras(self.extra_channels, self.kinetic, self.jacobian, self.steer, self.t0, self.t1)
 
     @property
@@ -175,6 +178,7 @@ class ODEBlock(nn.Module):
 
         Raises:
             InvalidInput: for times outside [t0, t1], decreasing, or none.
+            SolverError: when an adaptive solve cannot go on.
         """
         times = [float(t) for t in times]
         if not times or not all(a <= b for a, b in pairwise([self.t0, *times, self.t1])):
@@ -193,6 +197,9 @@ class ODEBlock(nn.Module):
             y: of the shape of x, with the extra channels if there are any (:meth:`trajectory` gives them).
 
         Gathers no statistics. In training each solve draws masks of its own: invert in evaluation mode.
+
+        Raises:
+            SolverError: when an adaptive solve cannot go on.
         """
         with self._solving(y, self.compile_mode) as f:
             f.context.recording = False
@@ -246,9 +253,11 @@ class ODEBlock(nn.Module):
 
     @property
     def breakpoints(self) -> tuple[float, ...]:
-        """Times where the branch's weights or (where layers that draw them are training) its masks jump."""
+        """Times where the branch's weights or (where layers that may draw them are training) its masks jump."""
         own = tuple(float(t) for t in getattr(self.branch, "breakpoints", ()))
-        drawing = self.mask_intervals > 1 and any(module.training for module in self.branch.modules())
+        # A batch norm draws nothing: alone in training it is being recalibrated.
+        layers = (module for module in self.branch.modules() if not isinstance(module, BatchNorm))
+        drawing = self.mask_intervals > 1 and any(layer.training for layer in layers)
         masks = uniform_grid(self.t0, self.t1, self.mask_intervals)[1:-1] if drawing else ()
         return tuple(sorted({*own, *masks}))
 
@@ -300,12 +309,6 @@ class ODEBlock(nn.Module):
         return said + (f", compile={self.compile_mode!r}" if self.compile_mode else "")
 
 
-def _compile_mode(compile: bool | str) -> str | None:
-    if isinstance(compile, bool):
-        return "default" if compile else None
-    return choose(compile, COMPILE_MODES, "mode of compile")
-
-
 @torch.compiler.disable
 def _outside_graphs(block: ODEBlock, x: Tensor) -> Tensor:
     # The user compiles the model around the block: the block's steps are compiled, each by itself.
@@ -347,8 +350,8 @@ OF_ADAPTIVE = ("rtol", "atol", "first_step", "min_step")
 def solver_settings(model: nn.Module, **settings: object) -> Iterator[None]:
     """Evaluate ``model`` with other settings of its ODE blocks (solver, steps, rtol, …), then restore.
 
-    A solver that is named alone chooses its steps as in a new block; with ``steps`` the tolerances held for an error
-    control mean nothing, and the other way round.
+    An embedded pair that is named alone chooses its steps; with ``steps`` the tolerances held for an error control mean
+    nothing, and with tolerances alone the steps.
 
     Raises:
         InvalidInput: for a name that is not a setting, or (when evaluated) a value that makes no sense.
@@ -358,7 +361,7 @@ def solver_settings(model: nn.Module, **settings: object) -> Iterator[None]:
     solver, steps = settings.get("solver"), settings.get("steps")
     if steps is not None or (solver is not None and solver not in ADAPTIVE):
         settings = {**dict.fromkeys(OF_ADAPTIVE), **settings}
-    elif solver is not None:
+    elif solver is not None or {"rtol", "atol"} & {name for name, value in settings.items() if value is not None}:
         settings = {"steps": None, **settings}
     blocks = [block for block in model.modules() if isinstance(block, ODEBlock)]
     before = [{name: getattr(block, name) for name in settings} for block in blocks]

@@ -2,7 +2,7 @@
 
 With d elements of h a sample, and the mean over the batch of B samples,
 
-    K = 1/(B d) ∫ ‖f(t, h)‖² dt,        J = 1/(B d) ∫ ‖εᵀ ∂f/∂h‖² dt,  ε ~ N(0, I) drawn once a solve,
+    K = 1/(B d) ∫ ‖f(t, h)‖² dt,        J = 1/(B d) ∫ ‖εᵀ ∂f/∂h‖² dt,  ε ~ N(0, I) drawn as masks are,
 
 whose expectation over ε is that of the Frobenius norm ‖∂f/∂h‖²_F/d (Hutchinson's estimator): Finlay et al. 2020,
 arXiv 2002.02798, eqs. 9–11. Flows with a small K are straight and those with a small J regular, so that few steps

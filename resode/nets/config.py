@@ -45,7 +45,8 @@ class Architecture:
         gradient: how a solve is differentiated: backprop (exact, keeps every evaluation of f), checkpoint (exact, keeps
             the state at each step), reversible (exact for a solver of its own, keeps nothing), adjoint (approximate,
             keeps nothing; the run says how far off it is).
-        compile: compile each step of a solve into one graph: minutes at first, faster afterwards.
+        compile: compile each step of a solve into one graph: minutes at first, and faster afterwards where the branch
+            is bound by launches and memory (on a CPU seldom).
         mask_intervals: intervals of t with dropout masks of their own (1: once a solve).
         extra_channels: channels of zeros added to the state of each ODE block, and dropped after it, which give its
             paths room to pass each other (augmented neural ODEs).

@@ -39,7 +39,10 @@ def measure(model: nn.Module, x: Tensor, labels: Tensor) -> dict[str, dict[str, 
     with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.enable_grad():
         seed_default(0, x.device)
         twin = copy.deepcopy(model).train()
-        met = _inputs_and_cotangents(twin, x, labels)
+        try:
+            met = _inputs_and_cotangents(twin, x, labels)
+        except (SolverError, torch.OutOfMemoryError) as error:
+            return {name: _failure(error) for name in _adjoints(twin)}
         return {name: _measure_block(block, *met[name]) for name, block in _adjoints(twin).items() if name in met}
 
 
@@ -49,18 +52,22 @@ def warning(found: Mapping[str, Mapping[str, Any]], what: str) -> str | None:
     if failed:
         name, why = failed[0]
         return f"The gradient of {what} could not be compared with backpropagation in block {name}: {why}"
-    # An error that is not a finite number is None in JSON.
-    errors = {name: math.inf if one["relative_error"] is None else one["relative_error"] for name, one in found.items()}
+    errors = {name: _finite_or_inf(one["relative_error"]) for name, one in found.items()}
     name = max(errors, key=errors.__getitem__, default=None)
     if name is None or errors[name] <= FIDELITY_TOLERANCE:
         return None
-    back = found[name]["reconstruction_error"]
+    back = _finite_or_inf(found[name]["reconstruction_error"])
     return (
         f"The adjoint gradient of {what} is off by {errors[name]:.1%} from backpropagation ({found[name]['parameter']} "
         f"in block {name}; more than {FIDELITY_TOLERANCE:.0%} is too much), and its way back misses the start by "
-        f"{math.inf if back is None else back:.1%}. Use gradient=checkpoint (exact, and nearly as sparing of memory), "
+        f"{back:.1%}. Use gradient=checkpoint (exact, and nearly as sparing of memory), "
         "more steps, or smaller tolerances."
     )
+
+
+def _finite_or_inf(value: float | None) -> float:
+    # What is not a finite number is None in JSON, and NaN is no larger than anything.
+    return value if value is not None and math.isfinite(value) else math.inf
 
 
 def _adjoints(model: nn.Module) -> dict[str, ODEBlock]:
@@ -92,6 +99,10 @@ def _measure_block(block: ODEBlock, x: Tensor, cotangent: Tensor) -> dict[str, A
     try:
         found = gradient_fidelity(block, x, cotangent)
     except (SolverError, torch.OutOfMemoryError) as error:
-        return {"parameter": None, "relative_error": None, "reconstruction_error": None, "failure": str(error)}
+        return _failure(error)
     name, error = found.worst
     return {"parameter": name, "relative_error": error, "reconstruction_error": found.reconstruction_error}
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    return {"parameter": None, "relative_error": None, "reconstruction_error": None, "failure": str(error)}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from resode.blocks.ode import solver_settings
 from resode.errors import InvalidInput
 from resode.nets.net import evaluating
 
@@ -38,7 +39,7 @@ def recalibrate(model: nn.Module, data: Iterable[Tensor | tuple[Tensor, ...]]) -
     if not layers:
         return 0
     done = False
-    with evaluating(model):
+    with evaluating(model), solver_settings(model, compile_mode=None):
         averages = [_Average(layer) for layer in layers]
         try:
             done = _average(model, data, averages)

@@ -521,3 +521,19 @@ def test_the_code_that_is_generated_gives_the_eager_solve(monkeypatch):
     for seed in (1, 2):
         x = state(seed, torch.float32)
         assert_same(solve(fast, x, seed), solve(eager, x, seed), 1e-5)
+
+
+def test_a_graph_belongs_to_the_mode_of_its_solve_whatever_the_block_is_in_by_then():
+    """A solve in training whose backward pass comes after eval(), and then one in evaluation."""
+    found = {}
+    for compile in (False, True):
+        block = ODEBlock(Branch(4, Stack(activation="tanh")).double(), "euler", 2, gradient="adjoint", compile=compile)
+        block.load_state_dict(found.setdefault("state", copy.deepcopy(block.state_dict())))
+        for training in (True, False):
+            x = state()
+            block.train(training)
+            out = block(x).square().sum()
+            block.eval()
+            found[compile, training] = torch.autograd.grad(out, x)[0]
+    for training in (True, False):
+        torch.testing.assert_close(found[True, training], found[False, training], rtol=1e-10, atol=1e-12)

@@ -168,3 +168,11 @@ def test_the_measurement_changes_no_number_of_the_training(tmp_path, monkeypatch
     bare = train(setup, tmp_path / "two").metrics()
     assert measured[0]["train_loss"] == bare[0]["train_loss"]
     assert measured[0]["validation_loss"] == bare[0]["validation_loss"]
+
+
+def test_an_error_that_is_no_number_is_the_worst_wherever_it_stands():
+    well = {"parameter": "w", "relative_error": 1e-4, "reconstruction_error": 1e-6}
+    for bad in (float("nan"), None):
+        lost = {"parameter": "v", "relative_error": bad, "reconstruction_error": bad}
+        assert "v in block b" in warning({"a": well, "b": lost}, "the net")
+        assert "v in block b" in warning({"b": lost, "a": well}, "the net")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from resode import Branch, Dropout, InvalidInput, NetConfig, ODEBlock, ResidualBlock, Stack, build, recalibrate
+from resode.blocks import solver_settings
 from resode.layers import BatchNorm
 
 
@@ -219,6 +220,13 @@ def test_data_that_nothing_can_be_averaged_over_is_refused(data):
     with pytest.raises(InvalidInput, match="at least 2 samples"):
         recalibrate(model, data)
     assert all(torch.equal(a, b) for a, b in zip(statistics(model), before, strict=True))
+
+
+def test_mask_intervals_are_nothing_to_a_recalibration_on_another_grid():
+    """Batch norms alone are in training, and they draw nothing: the grid need not have the intervals' ends."""
+    block = ODEBlock(Branch(4, Stack(norm="batch")), "euler", 4, mask_intervals=4)
+    with solver_settings(block, steps=3):
+        assert recalibrate(block, [torch.randn(8, 4, 5, 5)]) == 2
 
 
 def test_a_net_without_batch_norms_has_nothing_to_recalibrate():
