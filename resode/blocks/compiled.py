@@ -319,7 +319,10 @@ def _trace(
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         left = list(tensors)
-        take = lambda n: tuple(left.pop(0) for _ in range(n))  # noqa: E731
+
+        def take(n: int) -> State:
+            return tuple(left.pop(0) for _ in range(n))
+
         start, stop, middle = take(3)
         parts = [None if state is None else take(n) for state, n in zip(states, sizes, strict=True)]
         own = dict(zip((*parameters, *buffers), take(len(parameters) + len(buffers)), strict=True))
@@ -339,7 +342,7 @@ def _trace(
         compiled.graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=False)(*arguments)
     except InvalidInput:
         raise
-    except Exception as problem:
+    except Exception as problem:  # tracing raises whatever the branch's way to look at a value leads to
         if "convert all Tensors to FakeTensors" in str(problem):
             raise InvalidInput(
                 "compile=True: the branch uses a tensor that none of its modules holds as a parameter, a buffer or an "

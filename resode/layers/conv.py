@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from resode.errors import probability
 from resode.layers.context import current
 from resode.layers.dropout import unit_mask
+from resode.layers.layout import is_channels_last, sum_over_batch
 
 
 def standardize_weight(weight: Tensor, eps: float = 1e-8) -> Tensor:
@@ -76,18 +77,6 @@ class _AddTime(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, out: Tensor, K: Tensor, t: None) -> Tensor:
         return out.add_(K, alpha=ctx.t)
-
-
-def sum_over_batch(x: Tensor) -> Tensor:
-    """Σ_b x[b], of shape (1, …). On a CPU a reduction of channels-last images is 40 times slower than of their rows."""
-    if not _channels_last(x):
-        return x.sum(0, keepdim=True)
-    rows = x.permute(0, 2, 3, 1)
-    return rows.flatten(1).sum(0).view(1, *rows.shape[1:]).permute(0, 3, 1, 2)
-
-
-def _channels_last(x: Tensor) -> bool:
-    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _Weights(nn.Module):
@@ -167,7 +156,7 @@ class Conv2d(nn.Conv2d, _Weights):
         if self.time_weight is None:
             return out
         size = (x.shape[-2], x.shape[-1])
-        layout = torch.channels_last if _channels_last(out) else torch.contiguous_format
+        layout = torch.channels_last if is_channels_last(out) else torch.contiguous_format
         return add_time(out, t, self._once((size, layout), partial(self._time_map, size, layout)))
 
     def _time_map(self, size: tuple[int, int], layout: torch.memory_format) -> Tensor:

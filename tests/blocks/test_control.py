@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from fields import Function
 from operations import SYNCS, Operations
 from torch import nn
 from torchdiffeq import odeint
@@ -17,21 +18,6 @@ from resode.blocks.tableaux import ADAPTIVE, TABLEAUX
 from resode.errors import SolverError
 from resode.layers.context import interval_time
 from resode.layers.norm import BatchNorm
-
-
-class Function(nn.Module):
-    """A field given by a function of (t, h), which notes the times it is asked at."""
-
-    def __init__(self, function, **attributes):
-        super().__init__()
-        self.function, self.times = function, []
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
-    def forward(self, t, h):
-        assert isinstance(t, float), "a fixed type: nothing to synchronize on a GPU"
-        self.times.append(t)
-        return self.function(t, h)
 
 
 def block(function, solver="dopri5", tol=1e-6, **settings):

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from fields import Function
 from scipy.special import ellipj
 from torch import nn
 
@@ -14,21 +15,6 @@ from resode.blocks.ode import ODEBlock
 from resode.errors import InvalidInput
 from resode.layers.context import interval_time
 from resode.layers.norm import BatchNorm
-
-
-class Function(nn.Module):
-    """A field given by a function of (t, h), which notes the times it is asked at."""
-
-    def __init__(self, function, **attributes):
-        super().__init__()
-        self.function, self.times = function, []
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
-    def forward(self, t, h):
-        assert isinstance(t, float)
-        self.times.append(t)
-        return self.function(t, h)
 
 
 class Linear(nn.Module):

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from fields import Function
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operations import SYNCS, Operations
@@ -21,20 +22,6 @@ from resode.errors import InvalidInput
 from resode.layers.context import SolveContext, interval_time
 
 ALL = pytest.mark.parametrize("tableau", TABLEAUX.values(), ids=TABLEAUX)
-
-
-class Function(nn.Module):
-    """A field given by a function of (t, h), which notes the times it is asked at."""
-
-    def __init__(self, function, **attributes):
-        super().__init__()
-        self.function, self.times = function, []
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
-    def forward(self, t, h):
-        self.times.append(float(t))
-        return self.function(t, h)
 
 
 def solve(tableau, grid, function, h):
