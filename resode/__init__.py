@@ -14,7 +14,7 @@ from resode.blocks import (
     gradient_fidelity,
     solver_settings,
 )
-from resode.dynamics import ResidualDynamics, Step, dynamics
+from resode.dynamics import Parts, ResidualDynamics, Step, dynamics
 from resode.errors import InvalidInput, ResodeError, RunError, SolverError, TrainingError
 from resode.layers.context import evaluate, interval_time
 from resode.nets import NetConfig, build
@@ -30,6 +30,7 @@ __all__ = [
     "InvalidInput",
     "NetConfig",
     "ODEBlock",
+    "Parts",
     "Recipe",
     "ResidualBlock",
     "ResidualDynamics",

@@ -191,8 +191,8 @@ def test_a_deleted_residual_step_is_its_shortcut_and_what_follows(name):
         h = view.stem(example(name))
         for step, block in zip(view.steps, blocks, strict=True):
             expected = torch.relu(block.shortcut(h)) if name == "basic" else block.shortcut(h)
-            assert torch.equal(step.deleted(h), expected)
-            assert step.deleted(h).shape == step(h).shape
+            assert torch.equal(step.deleted()(h), expected)
+            assert step.deleted()(h).shape == step(h).shape
             h = step(h)
 
 
@@ -202,22 +202,22 @@ def test_a_deleted_residual_step_does_not_evaluate_its_branch():
 
     h = torch.rand(2, 3) - 0.5
     step = Step(kind="residual", branch=never, shortcut=lambda h: 2 * h, post=torch.relu)
-    assert torch.equal(step.deleted(h), torch.relu(2 * h))
+    assert torch.equal(step.deleted()(h), torch.relu(2 * h))
 
 
 def test_a_deleted_solver_step_is_the_identity():
     view = dynamics(ODEBlock(mlp(), steps=2))
     h = torch.rand(2, 3)
-    assert torch.equal(view.steps[1].deleted(h), h)
+    assert torch.equal(view.steps[1].deleted()(h), h)
     assert not torch.equal(view.steps[1](h), h)
 
 
 def test_a_deleted_plain_step_is_the_identity_and_a_transition_cannot_be_deleted():
     view = dynamics(net_of("vgg").eval())
     h = view.run(view.stem(example("vgg")), 0, 1)
-    assert torch.equal(view.steps[1].deleted(h), h)
+    assert torch.equal(view.steps[1].deleted()(h), h)
     with pytest.raises(InvalidInput, match=r"step '1\.3' is a transition"):
-        view.steps[2].deleted(h)
+        view.steps[2].deleted()(h)
 
 
 def test_a_step_made_by_hand():
@@ -409,10 +409,10 @@ def test_extra_channels_come_and_go_as_transitions():
         torch.testing.assert_close(view(x), block(x))
         torch.testing.assert_close(view.run(x, 0, 2), block.trajectory(x, [0.5])[0])
     h = view.run(x, 0, 1)
-    assert torch.equal(view.steps[1].deleted(h), h)
+    assert torch.equal(view.steps[1].deleted()(h), h)
     for i in (0, 3):
         with pytest.raises(InvalidInput, match="is a transition"):
-            view.steps[i].deleted(h)
+            view.steps[i].deleted()(h)
 
 
 def test_a_view_stays_what_it_was_when_the_settings_change_back():

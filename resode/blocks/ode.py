@@ -17,7 +17,16 @@ from resode.blocks.gradients import Mode, integrate, wide
 from resode.blocks.multistep import MULTISTEP, MultistepGrid
 from resode.blocks.reversible import COUPLING, Reversible
 from resode.blocks.settings import TOLERANCE, check_count, check_extras, check_solver, grid_steps
-from resode.blocks.solvers import FixedGrid, Scheme, Solve, SolveStats, State, check_breakpoints, uniform_grid
+from resode.blocks.solvers import (
+    FixedGrid,
+    RungeKutta,
+    Scheme,
+    Solve,
+    SolveStats,
+    State,
+    check_breakpoints,
+    uniform_grid,
+)
 from resode.blocks.tableaux import ADAPTIVE, TABLEAUX
 from resode.blocks.transport import Transport, collecting
 from resode.errors import InvalidInput, choose
@@ -205,6 +214,25 @@ class ODEBlock(nn.Module):
             f.context.recording = False
             (h,) = self._integrate(f, self.scheme().reversed(), (y.to(wide(y.dtype)),))
         return h.to(y.dtype)
+
+    @torch.no_grad()
+    def accepted_grid(self, x: Tensor) -> tuple[float, ...]:
+        """t0 and the ends of the steps that an adaptive solve from ``x`` accepts; of a fixed grid, its points.
+
+        Gathers no statistics.
+
+        Raises:
+            InvalidInput: for a multistep solver, which has no grid of its own.
+            SolverError: when the solve cannot go on.
+        """
+        if self.solver in MULTISTEP:
+            raise InvalidInput(f"{self.solver} has no grid of accepted steps: choose from {', '.join(TABLEAUX)}")
+        points = [self.t0]
+        with self._solving(x, None) as f:
+            f.context.recording = False
+            step = RungeKutta(TABLEAUX[self.solver])
+            self.scheme().integrate(f, (self.augment(x),), step, lambda start, end, state: points.append(end))
+        return tuple(points)
 
     def _states(self, f: Solve, scheme: Scheme, state: State, times: list[float]) -> Iterator[State]:
         grid, close = getattr(scheme, "grid", None), 1e-9 * (self.t1 - self.t0)

@@ -64,6 +64,7 @@ def build(config: NetConfig, seed: int | None = None) -> Net:
             torch.default_generator.manual_seed(seed)
             return build(config)
     net = _BUILDERS.get(config.net, build_staged)(config)
+    net.input_shape = (config.channels, *(config.size or ()))
     stacked = drawn_values(net)
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):

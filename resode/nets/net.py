@@ -24,7 +24,11 @@ class Net(nn.Module):
     Args:
         stem, head: modules.
         stages: each a sequence of residual blocks, plain layers, ODE blocks and transitions (poolings).
+
+    ``input_shape`` is that of one input, (C, H, W) or (C,), where it is known (``nets.build`` knows it).
     """
+
+    input_shape: tuple[int, ...] | None = None
 
     def __init__(self, stem: nn.Module, stages: list[nn.Sequential], head: nn.Module) -> None:
         super().__init__()

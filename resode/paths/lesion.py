@@ -92,7 +92,7 @@ def single(view: ResidualDynamics, data: Iterable[tuple[Tensor, Tensor]], *, pro
             for i, step in enumerate(view.steps):
                 after = step(h)
                 if possible[i]:
-                    lesioned = step.deleted(h)
+                    lesioned = step.deleted()(h)
                     possible[i] = lesioned.shape == after.shape
                 if possible[i]:
                     without[i].add(view.head(view.run(lesioned, i + 1)), labels)

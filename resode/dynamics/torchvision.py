@@ -1,0 +1,10 @@
+"""Reading torchvision's networks."""
+
+from torch import nn
+
+from resode.dynamics.parts import Reader
+
+
+def reader(model: nn.Module) -> Reader | None:
+    """What reads ``model``, if it is one of torchvision's networks that can be read."""
+    return None
