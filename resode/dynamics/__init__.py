@@ -39,8 +39,8 @@ def dynamics(
     """Read ``model`` as steps.
 
     Args:
-        model: one of our nets; a ``ResidualBlock`` or ``ODEBlock``; an ``nn.Sequential`` of these, with whatever modules
-            before (the stem), between (transitions) and after (the head); a ResNet, ConvNeXt, ViT or VGG of
+        model: one of our nets; a ``ResidualBlock`` or ``ODEBlock``; an ``nn.Sequential`` of these, with whatever
+            modules before (the stem), between (transitions) and after (the head); a ResNet, ConvNeXt, ViT or VGG of
             torchvision's or a ResNet, ConvNeXt or ViT of timm's. It is read as it stands in evaluation mode.
         example: an input on which to compare the steps together with the model, in evaluation mode. Without one, a
             random input serves where the shape that the model takes is known.

@@ -73,8 +73,8 @@ def _points(block: ODEBlock, label: str, grid: Grid | None, accepted: Sequence[f
     if accepted is not None:
         return tuple(accepted)
     raise InvalidInput(
-        f"the ODE block {label} is solved by {block.solver} with steps of its choice, which differ from batch to batch: "
-        "pass grid=32 (equal steps), the points of a grid, or an example on which to find the steps it makes"
+        f"the ODE block {label} is solved by {block.solver} with steps of its choice, which differ from batch to "
+        "batch: pass grid=32 (equal steps), the points of a grid, or an example on which to find the steps it makes"
     )
 
 
