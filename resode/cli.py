@@ -163,9 +163,11 @@ class Lesion:
                 )
             table = lesion.single(dynamics(trained.model), data, progress=True)
         for step in table.lesions:
-            said = "cannot be deleted" if step.error is None else f"error {step.error:.2%}, loss {step.loss:.4f}"
-            print(f"step {step.index:3d}  {step.label:18s} {said}")
-        print(f"nothing deleted: error {table.error:.2%}, loss {table.loss:.4f} on {table.count} samples")
+            score = step.score
+            said = "cannot be deleted" if score is None else f"error {score.error:.2%}, loss {score.loss:.4f}"
+            print(f"step {step.steps[0]:3d}  {step.label:18s} {said}")
+        whole = table.baseline
+        print(f"nothing deleted: error {whole.error:.2%}, loss {whole.loss:.4f} on {whole.count} samples")
         with Run.open(self.run_folder, write=True) as run:
             print("Result:", run.save_result(_of_split("lesion", self.split), table.to_dict()))
             chance = 1 - 1 / trained.data.classes

@@ -200,7 +200,8 @@ def _degradation(results: Mapping[str, list[Mapping[str, Any]]]) -> str:
 def _what_lesions_show(tables: Mapping[str, Mapping[str, Any]]) -> str:
     said = []
     for name, table in tables.items():
-        rises = [step["error"] - table["error"] for step in table["lesions"] if step["error"] is not None]
+        scores = [step["score"] for step in table["lesions"] if step["score"] is not None]
+        rises = [score["error"] - table["baseline"]["error"] for score in scores]
         said.append(f"{name} {100 * median(rises):.1f} points (at most {100 * max(rises):.0f})")
     return (
         f"Rise of the error when one step is deleted and nothing retrained, median over the steps: {', '.join(said)}. "

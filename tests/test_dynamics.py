@@ -13,6 +13,7 @@ from resode import (
     InvalidInput,
     NetConfig,
     ODEBlock,
+    Parts,
     ResidualBlock,
     ResidualDynamics,
     Stack,
@@ -300,7 +301,7 @@ def test_a_dynamics_by_hand_needs_steps_and_no_module():
 def test_a_model_without_blocks_is_refused_with_what_it_holds():
     with pytest.raises(InvalidInput, match=r"cannot read a Sequential.*Flatten, Linear.*ResidualBlock.*by hand"):
         dynamics(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
-    with pytest.raises(InvalidInput, match="cannot read a Linear as steps: it holds Linear"):
+    with pytest.raises(InvalidInput, match="cannot read a Linear as steps: it holds no modules"):
         dynamics(nn.Linear(4, 2))
     with pytest.raises(InvalidInput, match="it holds nothing"):
         dynamics(nn.Sequential())
@@ -359,12 +360,7 @@ def advised(refusal, net):
 @pytest.mark.parametrize(
     ("settings", "says", "steps"),
     [
-        (
-            {"solver": "dopri5", "steps": None, "rtol": 1e-6, "atol": 1e-6},
-            "is solved by dopri5, which has no steps",
-            32,
-        ),
-        ({"solver": "explicit_adams"}, "is solved by explicit_adams, .* each from the state before it alone", 32),
+        ({"solver": "explicit_adams"}, "is solved by explicit_adams, whose steps do not follow", 32),
         ({"gradient": "reversible", "steps": 4}, "is reversible: its steps act on two coupled states", 4),
     ],
 )
@@ -375,6 +371,122 @@ def test_a_block_without_residual_steps_is_refused_with_advice_that_works(settin
     with advised(refusal, net):
         view = dynamics(net, example("odenet"))
     assert [step.kind for step in view.steps] == ["residual"] * (3 * steps + 2)
+
+
+# Grids
+
+
+def adaptive_net():
+    return net_of("odenet", solver="dopri5", steps=None, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adaptive_block_needs_a_grid_or_an_example():
+    net = adaptive_net()
+    with pytest.raises(InvalidInput, match=r"ODE block 1\.1 is solved by dopri5 with steps of its choice.* grid=32"):
+        dynamics(net)
+    view = dynamics(net, grid=32)
+    assert [step.end - step.t for step in view.steps if step.end] == pytest.approx([1 / 32] * 96)
+
+
+def test_an_example_freezes_the_steps_that_an_adaptive_block_accepts():
+    net, x = adaptive_net(), example("odenet")
+    view = dynamics(net, x)
+    net.eval()
+    with torch.no_grad():
+        out = net(x)
+        blocks = [block for block in net.modules() if isinstance(block, ODEBlock)]
+        accepted = [block.stats.accepted for block in blocks]
+        torch.testing.assert_close(view(x), out, rtol=1e-5, atol=1e-5)
+    solver_steps = [step for step in view.steps if step.end is not None]
+    assert [sum(step.stage == s for step in solver_steps) for s in range(3)] == accepted
+    assert max(accepted) > 1
+    for s in range(3):
+        of_stage = [step for step in solver_steps if step.stage == s]
+        assert (of_stage[0].t, of_stage[-1].end) == (0.0, 1.0)
+        assert all(a.end == b.t for a, b in pairwise(of_stage))
+
+
+def test_a_grid_reads_every_block_at_its_resolution():
+    net = net_of("odenet", solver="midpoint")
+    view, x = dynamics(net, grid=6), example("odenet")
+    with solver_settings(net, steps=6), view.evaluation():
+        torch.testing.assert_close(view(x), net(x))
+    points = (0.0, 0.1, 0.5, 1.0)
+    assert [(step.t, step.end) for step in dynamics(net, grid=points).steps if step.stage == 0] == list(
+        pairwise(points)
+    )
+
+
+@pytest.mark.parametrize(
+    ("grid", "says"),
+    [
+        (0, "grid is 0 steps: at least 1"),
+        ((0.0, 0.5), r"must rise from 0 to 1"),
+        ((0.0, 0.7, 0.5, 1.0), r"must rise from 0 to 1"),
+        ((0.5,), r"must rise from 0 to 1"),
+    ],
+)
+def test_a_grid_that_does_not_span_the_block_is_refused(grid, says):
+    with pytest.raises(InvalidInput, match=says):
+        dynamics(net_of("odenet"), grid=grid)
+
+
+def test_a_grid_needs_an_ode_block_and_its_breakpoints():
+    with pytest.raises(InvalidInput, match="grid is 4, and this Net has no ODE block"):
+        dynamics(net_of("basic"), grid=4)
+    with pytest.raises(InvalidInput, match=r"steps over the breakpoint t = 0\.5"):
+        dynamics(ODEBlock(Jump(), "rk4", steps=4), grid=3)
+
+
+# Parts by hand
+
+
+class Tower(nn.Module):
+    """A model of nobody's."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ModuleList([nn.Linear(3, 3) for _ in range(4)])
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x):
+        for layer in self.inner:
+            x = x + layer(x).tanh()
+        return self.out(x)
+
+
+def read_tower(model):
+    steps = [
+        Step(kind="residual", branch=lambda t, h, m=m: m(h).tanh(), label=name)
+        for name, m in model.inner.named_children()
+    ]
+    return Parts(lambda x: x, steps, model.out, shape=(3,))
+
+
+def test_a_model_of_any_kind_is_read_by_a_function():
+    model = Tower()
+    view, x = dynamics(model, read=read_tower), torch.rand(4, 3)
+    assert torch.equal(view(x), model(x))
+    assert [step.shapes for step in view.steps] == [((3,), (3,))] * 4
+    with pytest.raises(
+        InvalidInput, match=r"cannot read a Tower as steps: it holds inner \(ModuleList\), out \(Linear\)"
+    ):
+        dynamics(model)
+
+
+def test_a_function_that_reads_a_model_wrong_is_caught_without_an_example():
+    def wrong(model):
+        parts = read_tower(model)
+        return Parts(parts.stem, parts.steps[:-1], parts.head, parts.shape)
+
+    with pytest.raises(InvalidInput, match="the steps read from Tower differ from it by"):
+        dynamics(Tower(), read=wrong)
+
+
+def test_reading_leaves_the_random_state_alone():
+    net, state = net_of("basic"), torch.get_rng_state()
+    dynamics(net)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_reversible_block_is_read_as_the_plain_steps_of_its_solver_and_they_are_near():

@@ -9,14 +9,17 @@ from resode import plots
 from resode.report import Picture, Table, png, write_report
 from resode.runs import Run
 
+
+def score(error):
+    return {"count": 10, "error": error, "loss": 1.0}
+
+
 LESIONS = {
-    "count": 10,
-    "error": 0.1,
-    "loss": 0.3,
+    "baseline": score(0.1),
     "lesions": [
-        {"index": 0, "label": "1.1", "kind": "residual", "stage": 0, "t": 0.0, "error": 0.2, "loss": 0.5},
-        {"index": 1, "label": "1.2", "kind": "transition", "stage": 0, "t": 0.0, "error": None, "loss": None},
-        {"index": 2, "label": "2.1", "kind": "residual", "stage": 1, "t": 0.0, "error": 0.7, "loss": 2.5},
+        {"stage": 0, "score": score(0.2)},
+        {"stage": 0, "score": None},
+        {"stage": 1, "score": score(0.7)},
     ],
 }
 EVALUATIONS = [

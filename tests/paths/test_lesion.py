@@ -118,20 +118,19 @@ def test_lesions_are_those_of_whole_forward_passes(name):
     net.eval()
     with torch.no_grad():
         (error, loss), without = by_hand(net, data)
-    assert table.count == 11
-    assert table.error == error
-    assert table.loss == pytest.approx(loss, rel=1e-5)
+    assert table.baseline.count == 11
+    assert table.baseline.error == error
+    assert table.baseline.loss == pytest.approx(loss, rel=1e-5)
     assert len(table.lesions) == len(without)
     for found, expected in zip(table.lesions, without, strict=True):
         if expected is None:
-            assert found.error is None
-            assert found.loss is None
+            assert found.score is None
         else:
-            assert found.error == expected[0]
-            assert found.loss == pytest.approx(expected[1], rel=1e-5)
+            assert found.score.error == expected[0]
+            assert found.score.loss == pytest.approx(expected[1], rel=1e-5)
     # The test can tell: no two lesions are alike.
-    losses = [found.loss for found in table.deletable]
-    assert len({round(loss, 6) for loss in [*losses, table.loss]}) == len(losses) + 1
+    losses = [found.score.loss for found in table.made]
+    assert len({round(loss, 6) for loss in [*losses, table.baseline.loss]}) == len(losses) + 1
 
 
 def test_the_whole_net_is_as_the_trainer_measures_it():
@@ -139,8 +138,8 @@ def test_the_whole_net_is_as_the_trainer_measures_it():
 
     net, data = net_of("basic"), batches("basic")
     table, metrics = lesion.single(dynamics(net), data), measure(net, data)
-    assert (table.error, table.count) == (pytest.approx(1 - metrics.accuracy), metrics.count)
-    assert table.loss == pytest.approx(metrics.loss, rel=1e-6)
+    assert (table.baseline.error, table.baseline.count) == (pytest.approx(1 - metrics.accuracy), metrics.count)
+    assert table.baseline.loss == pytest.approx(metrics.loss, rel=1e-6)
 
 
 # What cannot be deleted
@@ -148,7 +147,7 @@ def test_the_whole_net_is_as_the_trainer_measures_it():
 
 def test_poolings_and_layers_that_change_the_shape_have_no_lesion():
     table = lesion.single(dynamics(net_of("vgg")), batches("vgg"))
-    assert [(each.label, each.kind, each.error is None) for each in table.lesions] == [
+    assert [(each.label, each.kind, each.score is None) for each in table.lesions] == [
         ("1.1", "plain", False),  # 64 to 64 channels
         ("1.2", "plain", False),
         ("1.3", "transition", True),
@@ -157,25 +156,25 @@ def test_poolings_and_layers_that_change_the_shape_have_no_lesion():
         ("2.3", "plain", False),
         ("2.4", "transition", True),
     ]
-    assert [each.index for each in table.deletable] == [0, 1, 4, 5]
+    assert [each.steps[0] for each in table.made] == [0, 1, 4, 5]
 
 
 def test_a_plain_net_cannot_lose_the_layers_that_change_the_shape():
     table = lesion.single(dynamics(net_of("plain")), batches("plain"))
-    assert [each.label for each in table.lesions if each.error is None] == ["2.1", "3.1"]
+    assert [each.label for each in table.lesions if each.score is None] == ["2.1", "3.1"]
 
 
 def test_a_residual_net_can_lose_any_block():
     for name in ("basic", "preact", "odenet"):
         table = lesion.single(dynamics(net_of(name)), batches(name))
-        assert table.deletable == table.lesions
+        assert table.made == table.lesions
 
 
 def test_each_lesion_says_where_its_step_stands():
     view = dynamics(net_of("odenet"))
     table = lesion.single(view, batches("odenet"))
     for i, (found, step) in enumerate(zip(table.lesions, view.steps, strict=True)):
-        assert (found.index, found.label, found.kind, found.stage, found.t) == (
+        assert (found.steps[0], found.label, found.kind, found.stage, found.t) == (
             i, step.label, step.kind, step.stage, step.t
         )  # fmt: skip
 
@@ -192,7 +191,8 @@ def test_the_deletions_of_n_steps_cost_n_n_plus_1_over_2_evaluations(count):
         return h.tanh()
 
     steps = [Step(kind="residual", branch=branch, t=float(i)) for i in range(count)]
-    view = ResidualDynamics(lambda x: x, steps, lambda h: h)
+    view = ResidualDynamics(lambda x: x, steps, lambda h: h).measured(torch.rand(1, 2))
+    calls.clear()
     lesion.single(view, [(torch.rand(3, 2), torch.zeros(3, dtype=torch.int64))] * 2)
     assert len(calls) == 2 * count * (count + 1) // 2
     # Step i is evaluated once in the whole net, and once without each of the i steps before it.
@@ -201,11 +201,11 @@ def test_the_deletions_of_n_steps_cost_n_n_plus_1_over_2_evaluations(count):
 
 def test_the_cost_of_a_net_is_that_of_its_branches():
     net = net_of("basic")
-    calls = []
+    view, calls = dynamics(net), []
     for block in net.modules():
         if isinstance(block, ResidualBlock):
             block.branch.register_forward_pre_hook(lambda *_: calls.append(1))
-    lesion.single(dynamics(net), batches("basic", (4,)))
+    lesion.single(view, batches("basic", (4,)))
     assert len(calls) == 6 * 7 // 2
 
 
@@ -216,9 +216,11 @@ def test_batches_weigh_by_their_samples():
     view, (data,) = dynamics(net_of("basic")), batches("basic", (11,))
     parts = [(data[0][s], data[1][s]) for s in (slice(0, 1), slice(1, 8), slice(8, 11))]
     whole, split = lesion.single(view, [data]), lesion.single(view, iter(parts))
-    assert split.count == whole.count == 11
-    assert [each.error for each in split.lesions] == [each.error for each in whole.lesions]
-    assert [each.loss for each in split.lesions] == pytest.approx([each.loss for each in whole.lesions], rel=1e-5)
+    assert split.baseline.count == whole.baseline.count == 11
+    assert [each.score.error for each in split.lesions] == [each.score.error for each in whole.lesions]
+    assert [each.score.loss for each in split.lesions] == pytest.approx(
+        [each.score.loss for each in whole.lesions], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("data", [[], iter(())])
@@ -257,7 +259,7 @@ def test_the_model_is_left_as_it_was(name):
 
 
 def test_the_modes_are_restored_after_an_error():
-    net = net_of("basic")
+    net = net_of("basic").train()
     with pytest.raises(RuntimeError):
         lesion.single(dynamics(net), [(torch.rand(2, 9, 8, 8), torch.zeros(2, dtype=torch.int64))])
     assert all(module.training for module in net.modules())
@@ -271,8 +273,8 @@ def test_a_table_survives_json():
         table = lesion.single(dynamics(net_of(name)), batches(name))
         again = LesionTable.from_dict(json.loads(json.dumps(table.to_dict())))
         assert again == table
-        assert again.deletable == table.deletable
-        assert replace(again, error=2.0) != table
+        assert again.made == table.made
+        assert replace(again, analysis="layer") != table
 
 
 def test_deleting_the_only_step_that_matters_ruins_the_answers():
@@ -281,6 +283,6 @@ def test_deleting_the_only_step_that_matters_ruins_the_answers():
     idle = Step(kind="residual", branch=lambda t, h: torch.zeros_like(h))
     wrong = -10.0 * F.one_hot(labels, 4).float() / 20.0
     table = lesion.single(ResidualDynamics(nn.Identity(), [idle, right], nn.Identity()), [(wrong, labels)])
-    assert table.error == table.lesions[0].error == 0.0
-    assert table.lesions[1].error == 1.0
-    assert table.lesions[1].loss > table.loss == table.lesions[0].loss
+    assert table.baseline.error == table.lesions[0].score.error == 0.0
+    assert table.lesions[1].score.error == 1.0
+    assert table.lesions[1].score.loss > table.baseline.loss == table.lesions[0].score.loss

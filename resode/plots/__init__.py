@@ -1,0 +1,24 @@
+"""Pictures of results. Every function takes plain values, as results on disk hold them, and returns a figure.
+
+Nothing here knows a model: a figure can be drawn again from a run folder without building one.
+"""
+
+from resode.plots.deletions import by_number, by_order, lesions
+from resode.plots.depth import convergence
+from resode.plots.frame import COLOURS, GREY, MARKERS, Records, new_figure, tidy
+from resode.plots.learning import training, trajectories
+
+__all__ = [
+    "COLOURS",
+    "GREY",
+    "MARKERS",
+    "Records",
+    "by_number",
+    "by_order",
+    "convergence",
+    "lesions",
+    "new_figure",
+    "tidy",
+    "training",
+    "trajectories",
+]

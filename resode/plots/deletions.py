@@ -1,0 +1,145 @@
+"""Nets without some of their steps, or with their steps in another order."""
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from scipy.special import stdtrit
+
+from resode.plots.frame import COLOURS, GREY, MARKERS, legend_of, new_figure, shade_stages, tidy
+
+Tables = Mapping[str, Mapping[str, Any]]
+"""Lesion tables (``LesionTable.to_dict``) by the name of the net."""
+
+
+def lesions(tables: Tables, chance: float | None = None, split: str = "test") -> Figure:
+    """Error of each net without one of its steps (or stages), by the step deleted; stages are shaded in turn.
+
+    Args:
+        tables: of ``lesion.single``, ``lesion.layer`` or ``lesion.stage``.
+        chance: the error of guessing, drawn as a line.
+        split: the split of the data on which they were measured.
+    """
+    figure = new_figure(len(tables), 1, width=7.5, height=2.3)
+    panels = figure.subplots(len(tables), 1, sharey=True, squeeze=False)[:, 0]
+    for (name, table), axes, colour in zip(tables.items(), panels, COLOURS, strict=False):
+        found = table["lesions"]
+        shade_stages(axes, [lesion["stage"] for lesion in found])
+        made = [(i, lesion["score"]) for i, lesion in enumerate(found) if lesion["score"] is not None]
+        axes.bar([i for i, _ in made], [score["error"] for _, score in made], color=colour, width=0.8)
+        _level(axes, table, chance)
+        impossible = [i for i, lesion in enumerate(found) if lesion["score"] is None]
+        axes.plot(impossible, [0.03] * len(impossible), "x", color=GREY, label="not deletable" if impossible else None)
+        baseline = table["baseline"]
+        axes.set_title(
+            f"{name} (error {baseline['error']:.1%} on {baseline['count']} {split} samples)", fontsize=9, loc="left"
+        )
+        axes.set_xlim(-0.7, len(found) - 0.3)
+        _errors(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        tidy(axes)
+    panels[-1].set_xlabel("index of the deleted step (shading: stages)")
+    figure.legend(*legend_of(panels), frameon=False, fontsize=8, ncols=4, loc="outside upper right")
+    return figure
+
+
+def by_number(tables: Tables, chance: float | None = None) -> Figure:
+    """Error by the number of steps deleted: each random draw, and their mean with its 95% interval over the draws.
+
+    Args:
+        tables: of ``lesion.multiple``.
+        chance: the error of guessing, drawn as a line.
+    """
+    figure = new_figure(width=5.2, height=3.6)
+    axes = figure.subplots()
+    for (name, table), colour, marker in zip(tables.items(), COLOURS, MARKERS, strict=False):
+        groups = {0: [table["baseline"]["error"]], **_by_number(table)}
+        axes.plot(
+            [k for k, errors in groups.items() for _ in errors],
+            [error for errors in groups.values() for error in errors],
+            ".",
+            color=colour,
+            markersize=3,
+            alpha=0.35,
+        )
+        middle = {k: mean(errors) for k, errors in groups.items()}
+        half = {k: _half_width(errors) for k, errors in groups.items()}
+        axes.plot(list(middle), list(middle.values()), color=colour, marker=marker, markersize=4, label=name)
+        axes.fill_between(
+            list(middle),
+            [max(0.0, middle[k] - half[k]) for k in middle],
+            [min(1.0, middle[k] + half[k]) for k in middle],
+            color=colour,
+            alpha=0.15,
+            linewidth=0,
+        )
+    _chance_line(axes, chance)
+    _errors(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("number of steps deleted")
+    tidy(axes)
+    figure.legend(*legend_of([axes]), frameon=False, fontsize=8, ncols=3, loc="outside upper center")
+    return figure
+
+
+def by_order(tables: Tables, chance: float | None = None) -> Figure:
+    """Error by Kendall's τ between the order of the steps and the one of the training: a point for each draw.
+
+    Args:
+        tables: of ``lesion.permute``.
+        chance: the error of guessing, drawn as a line.
+    """
+    figure = new_figure(width=5.2, height=3.6)
+    axes = figure.subplots()
+    for (name, table), colour, marker in zip(tables.items(), COLOURS, MARKERS, strict=False):
+        made = [lesion for lesion in table["lesions"] if lesion["score"] is not None]
+        axes.plot(
+            [1.0, *(lesion["tau"] for lesion in made)],
+            [table["baseline"]["error"], *(lesion["score"]["error"] for lesion in made)],
+            linestyle="none",
+            marker=marker,
+            color=colour,
+            markersize=3.5,
+            alpha=0.6,
+            label=name,
+        )
+    _chance_line(axes, chance)
+    _errors(axes)
+    axes.invert_xaxis()
+    axes.set_xlabel("Kendall's τ of the order of steps (1: as trained)")
+    tidy(axes)
+    figure.legend(*legend_of([axes]), frameon=False, fontsize=8, ncols=3, loc="outside upper center")
+    return figure
+
+
+def _by_number(table: Mapping[str, Any]) -> dict[int, list[float]]:
+    groups: dict[int, list[float]] = {}
+    for lesion in table["lesions"]:
+        if lesion["score"] is not None:
+            groups.setdefault(lesion["number"], []).append(lesion["score"]["error"])
+    return dict(sorted(groups.items()))
+
+
+def _half_width(values: Sequence[float]) -> float:
+    """Half of the 95% interval of the mean, by Student's t."""
+    n = len(values)
+    return stdtrit(n - 1, 0.975) * stdev(values) / n**0.5 if n > 1 else 0.0
+
+
+def _level(axes: Axes, table: Mapping[str, Any], chance: float | None) -> None:
+    axes.axhline(table["baseline"]["error"], color="black", linewidth=1.0, linestyle="--", label="none deleted")
+    _chance_line(axes, chance)
+
+
+def _chance_line(axes: Axes, chance: float | None) -> None:
+    if chance is not None:
+        axes.axhline(chance, color=GREY, linewidth=1.0, linestyle=":", label="guessing")
+
+
+def _errors(axes: Axes) -> None:
+    axes.set_ylim(0, 1.0)
+    axes.set_ylabel("error")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
