@@ -4,12 +4,14 @@ from resode.train.loop import fit
 from resode.train.metrics import Metrics, evaluate, nfe
 from resode.train.recalibrate import recalibrate
 from resode.train.recipe import Recipe
+from resode.train.sampled import SampledSteps
 from resode.train.session import Data, Setup, Trained, check_device, load, train
 
 __all__ = [
     "Data",
     "Metrics",
     "Recipe",
+    "SampledSteps",
     "Setup",
     "Trained",
     "check_device",

@@ -19,6 +19,7 @@ from resode.errors import InvalidInput, RunError, TrainingError
 from resode.runs import Run
 from resode.train.metrics import evaluate, first_nonfinite, nfe
 from resode.train.recipe import PRECISIONS, Recipe, learning_rate, make_optimizer
+from resode.train.sampled import SampledSteps
 
 EVALUATION_BATCH = 512
 WATCH = 20
@@ -90,12 +91,14 @@ def fit(
 
 
 def check_fit(model: nn.Module, data: DataSet, recipe: Recipe) -> None:
-    """Check that ``model`` can be trained on ``data`` as ``recipe`` says, before anything is computed.
+    """Check that ``model`` can be trained on ``data`` as ``recipe`` says, before anything is trained.
 
     Raises:
-        InvalidInput: for patience without a validation split, a training split smaller than 2, or batches of one
-            sample for a net with batch norm.
+        InvalidInput: for patience without a validation split, a training split smaller than 2, batches of one sample
+            for a net with batch norm, or a number of active steps that ``model`` does not have.
     """
+    if recipe.active_steps is not None:
+        SampledSteps(model, recipe.active_steps)
     if recipe.patience is not None and not len(data.validation):
         raise InvalidInput("patience needs a validation split to watch: set a validation share above 0")
     if len(data.train) < 2:
@@ -122,13 +125,14 @@ def _epoch(
     losses, right = torch.zeros(steps, device=device), torch.zeros((), dtype=torch.int64, device=device)
     penalties: list[Tensor] = []
     begin, lr, told = time.perf_counter(), 0.0, 0
-    model.train()
+    trained = model if recipe.active_steps is None else SampledSteps(model, recipe.active_steps)
+    trained.train()
     batches = data.batches("train", batch, generator=generator, augment=augment, drop_last=True)
     for step, (x, labels) in enumerate(batches):
         lr = learning_rate(recipe, epoch * steps + step, steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss, penalty, hits = _step(model, recipe, optimizer, x, labels)
+        loss, penalty, hits = _step(trained, recipe, optimizer, x, labels)
         losses[step] = loss
         right += hits
         if penalty is not None:

@@ -34,6 +34,8 @@ class Recipe:
         label_smoothing: share of the label that is spread over all classes.
         clip: largest norm of the gradient; none if not given.
         patience: stop after this many epochs without a better validation accuracy, and restore the best weights.
+        active_steps: train on this many of the residual blocks, drawn anew for each batch, the others being their
+            shortcuts (see ``train.sampled``); all if not given.
         precision: float32, or bfloat16 (autocast).
         seed: of initialization, order, augmentation, dropout and the validation split.
         deterministic: use deterministic algorithms alone (on CUDA; the CPU's are deterministic anyway).
@@ -56,6 +58,7 @@ class Recipe:
     label_smoothing: float = 0.0
     clip: float | None = None
     patience: int | None = None
+    active_steps: int | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     deterministic: bool = False
@@ -64,12 +67,12 @@ class Recipe:
         choose(self.optimizer, OPTIMIZERS, "optimizer")
         choose(self.schedule, SCHEDULES, "schedule")
         choose(self.precision, PRECISIONS, "precision")
-        for name in ("epochs", "batch_size", "lr", "gamma", "clip", "patience"):
+        for name in ("epochs", "batch_size", "lr", "gamma", "clip", "patience", "active_steps"):
             value = getattr(self, name)
-            if value is None and name in ("clip", "patience"):
+            if value is None and name in ("clip", "patience", "active_steps"):
                 continue
             positive(value, name)
-            if name in ("epochs", "batch_size", "patience") and not isinstance(value, int):
+            if name in ("epochs", "batch_size", "patience", "active_steps") and not isinstance(value, int):
                 raise InvalidInput(f"{name} is {value}: a whole number is expected")
         for name in ("momentum", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
