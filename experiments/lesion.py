@@ -1,24 +1,33 @@
-"""What does a trained net do without one of its steps?
+"""What does a trained net do without some of its steps?
 
-A residual net, the plain net of the same depth, and the ODE net of the same branch are trained alike, from several
-seeds; then every step is deleted, one at a time (Veit, Wilber & Belongie 2016, arXiv 1605.06431, section 4.1).
+A residual net, the plain net of the same depth, both without any normalization, a VGG net, and the ODE net of the same
+branch are trained alike, from several seeds. Then every step is deleted, one at a time; random sets of steps are
+deleted; random pairs of steps are swapped; every stage is deleted; and random sub-networks are averaged (Veit, Wilber &
+Belongie 2016, arXiv 1605.06431, section 4).
 
-    python -m experiments.lesion cpu --publish results                      digits, about 4 minutes on a CPU core
-    python -m experiments.lesion paper --data-dir data --publish results    CIFAR-10, a GPU
+    python -m experiments.lesion cpu --publish results                      digits, 54 blocks, about 20 minutes
+    python -m experiments.lesion cifar --data-dir data --publish results    CIFAR-10, 9 blocks, an hour
+    python -m experiments.lesion paper --data-dir data --publish results    CIFAR-10, 54 blocks, a GPU
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from resode.paths.inference import inference
 
 from experiments.common import main
 from resode.data.augment import Augment
-from resode.dynamics import dynamics
+from resode.data.dataset import Batches
 from resode.nets import Architecture
 from resode.paths import lesion
+from resode.paths.ensemble import subnetworks
 from resode.runs import Run
 from resode.stack import Stack
-from resode.train.loop import EVALUATION_BATCH
 from resode.train.recipe import Recipe
-from resode.train.session import Data, Setup, load, train
+from resode.train.session import Data, Setup, Trained, load, train
+
+NETS = ("residual", "plain", "residual-without-norm", "plain-without-norm", "vgg", "ode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,66 +37,107 @@ class Config:
     Args:
         data: digits, mnist, cifar10 … or imagefolder:PATH.
         data_dir: folder of torchvision's data sets.
-        depth: depth 6n + 2 of the residual and the plain net.
+        nets: which nets, of residual, plain, residual-without-norm, plain-without-norm, vgg, ode.
+        depth: depth 6n + 2 of the residual and the plain nets.
         width: channels of the first stage.
-        steps: steps of rk4 in each block of the ODE net.
+        steps: steps of heun in each block of the ODE net.
+        blocks, convs: of the VGG net.
         epochs: of each training.
         batch_size: of each training.
-        lr: learning rate of each training.
+        lr: learning rate of each training; a tenth of it for the plain net without norm.
         flip: mirror training images at random.
         crop: padding of random crops of training images.
         seeds: seeds to train from.
+        samples: test samples on which lesions are measured; all if not given.
+        most: the largest number of steps deleted at random, and of swaps.
+        draws: random draws for each number.
         device: cpu, cuda, cuda:1.
     """
 
     data: str = "digits"
     data_dir: str = "data"
-    depth: int = 44
+    nets: tuple[str, ...] = NETS
+    depth: int = 110
     width: int = 16
     steps: int = 4
+    blocks: int = 2
+    convs: int = 5
     epochs: int = 10
     batch_size: int = 64
     lr: float = 0.1
     flip: bool = False
     crop: int = 0
     seeds: tuple[int, ...] = (0, 1, 2)
+    samples: int | None = None
+    most: int = 20
+    draws: int = 5
     device: str = "cpu"
 
-    def setups(self) -> dict[str, Setup]:
-        """The training of each net, from the first seed."""
-        nets = {
-            "residual": Architecture(net="resnet", depth=self.depth, width=self.width, kind="preact"),
-            "plain": Architecture(net="plain", depth=self.depth, width=self.width),
-            "ode": Architecture(net="odenet", width=self.width, kind="preact", solver="rk4", steps=self.steps),
-        }
-        stack = Stack(augment=Augment(flip=self.flip, crop=self.crop))
-        data = Data(data=self.data, data_dir=self.data_dir)
-        return {name: Setup(architecture=net, stack=stack, data=data) for name, net in nets.items()}
+    def setup(self, name: str, seed: int) -> Setup:
+        """The training of one net from one seed."""
+        bare = name.endswith("-without-norm")
+        sizes = {"depth": self.depth, "width": self.width}
+        net = {
+            "residual": Architecture(net="resnet", kind="preact", **sizes),
+            # Without a norm a branch of He's weights adds as much variance as there was; SkipInit lets it begin at 0.
+            "residual-without-norm": Architecture(net="resnet", kind="preact", scale="skipinit", **sizes),
+            "plain": Architecture(net="plain", **sizes),
+            "plain-without-norm": Architecture(net="plain", **sizes),
+            "vgg": Architecture(net="vgg", blocks=self.blocks, convs=self.convs),
+            "ode": Architecture(net="odenet", kind="preact", width=self.width, solver="heun", steps=self.steps),
+        }[name]
+        lr = self.lr / 10 if name == "plain-without-norm" else self.lr
+        return Setup(
+            architecture=net,
+            stack=Stack(norm="none" if bare else "batch", augment=Augment(flip=self.flip, crop=self.crop)),
+            data=Data(data=self.data, data_dir=self.data_dir),
+            recipe=Recipe(epochs=self.epochs, batch_size=self.batch_size, lr=lr, warmup=1.0, clip=1.0, seed=seed),
+        )
 
-    def recipe(self, seed: int) -> Recipe:
-        return Recipe(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, warmup=1.0, seed=seed)
 
+_CIFAR = Config(data="cifar10", flip=True, crop=4, batch_size=128)
+_SMALL = {"depth": 20, "steps": 2, "epochs": 4, "seeds": (0,), "samples": 2000, "most": 8}
 
 CONFIGS = {
-    "smoke": Config(depth=8, width=4, steps=2, epochs=1, seeds=(0,)),
+    "smoke": Config(depth=8, width=4, steps=2, convs=2, epochs=1, seeds=(0,), samples=64, most=2, draws=2),
     "cpu": Config(),
-    "paper": Config(data="cifar10", depth=110, steps=8, epochs=160, batch_size=128, flip=True, crop=4, device="cuda"),
+    "cifar": replace(_CIFAR, nets=tuple(net for net in NETS if net != "vgg"), **_SMALL),
+    "paper": replace(_CIFAR, epochs=160, steps=8, blocks=5, convs=2, device="cuda"),
 }
 
 
 def run(config: Config, out: Run) -> None:
-    """Train each net from each seed, and delete each of its steps."""
-    for name, setup in config.setups().items():
-        tables, scores = [], []
+    """Train each net from each seed, and make its lesions."""
+    for name in config.nets:
+        found = []
         for seed in config.seeds:
-            one = Setup(architecture=setup.architecture, stack=setup.stack, data=setup.data, recipe=config.recipe(seed))
             folder = out.path / "trainings" / f"{name}-seed-{seed}"
-            scores.append(train(one, folder, device=config.device, progress=True).result("train"))
+            scores = train(config.setup(name, seed), folder, device=config.device, progress=True).result("train")
             trained = load(folder, device=config.device)
-            data = trained.data.batches("test", EVALUATION_BATCH)
-            tables.append(lesion.single(dynamics(trained.model), data, progress=True).to_dict())
-        out.save_result(name, {"trainings": scores, "lesions": tables, "classes": trained.data.classes})
+            whole = seed == config.seeds[0]
+            found.append({"seed": seed, "training": scores, **_lesions(config, trained, out, f"{name}-{seed}", whole)})
+        out.save_result(name, {"seeds": found, "classes": trained.data.classes})
+
+
+def _lesions(config: Config, trained: Trained, out: Run, name: str, whole: bool) -> Mapping[str, Any]:
+    """Every lesion of a net; if not ``whole``, the single deletions alone."""
+    data = Batches(trained.data, "test", 256, config.samples)
+    view = inference(trained.model, next(iter(data))[0][:2])
+
+    def how(analysis: str) -> Mapping[str, Any]:
+        return {"progress": True, "resume": out.path / "progress" / f"{name}-{analysis}.json"}
+
+    tables = {"single": lesion.single(view, data, **how("single")).to_dict()}
+    if not whole:
+        return tables
+    most = min(config.most, sum(step.not_deletable is None for step in view.steps))
+    tables["multiple"] = lesion.multiple(view, data, most=most, draws=config.draws, **how("multiple")).to_dict()
+    tables["permute"] = lesion.permute(view, data, most=config.most, draws=config.draws, **how("permute")).to_dict()
+    tables["stage"] = lesion.stage(view, data, **how("stage")).to_dict()
+    if any(step.has_choice for step in view.steps):
+        tables["ensemble"] = subnetworks(view, data, progress=True).to_dict()
+    return tables
 
 
 if __name__ == "__main__":
-    main("lesion", "What does a trained net do without one of its steps?", CONFIGS, run)
+    main("lesion", "What does a trained net do without some of its steps?", CONFIGS, run)

@@ -122,6 +122,36 @@ class DataSet:
             yield self.standardize(inputs), batch.labels
 
 
+class Batches:
+    """Batches of a split, in its order, that can be gone through any number of times.
+
+    Args:
+        data: the set.
+        split: "train", "validation" or "test".
+        batch_size: examples in a batch; the last may have fewer.
+        limit: that many examples, evenly spaced over the split; all if None or more than there are.
+
+    Raises:
+        InvalidInput: for an unknown split, or a number that is not a whole one above 0.
+    """
+
+    def __init__(self, data: DataSet, split: str, batch_size: int, limit: int | None = None) -> None:
+        check_whole(batch_size, "batch_size")
+        if limit is not None:
+            check_whole(limit, "limit")
+        self.data, self.batch_size = data, batch_size
+        self.split = getattr(data, choose(split, _SPLITS, "split"))
+        if limit is not None and limit < len(self.split):
+            places = torch.arange(limit, device=self.split.labels.device) * len(self.split) // limit
+            self.split = self.split.take(places)
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.data.batches(self.split, self.batch_size)
+
+
 def moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, (C,) float32 each; see `DataSet`."""
     of = _grey_moments if inputs.dtype == torch.uint8 else _point_moments
