@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from tqdm import tqdm
 
 from resode.data.sources import Source
@@ -26,7 +27,7 @@ def check(path: Path) -> None:
     for folder in (path, *parts):
         if not folder.is_dir():
             raise InvalidInput(f"there is no folder {folder}: {LAYOUT}")
-    train, test = (_class_names(folder) for folder in parts)
+    train, test = (class_names(folder) for folder in parts)
     if train != test:
         raise InvalidInput(
             f"{parts[0]} and {parts[1]} hold different classes (in one only: "
@@ -57,10 +58,15 @@ def read(path: Path, image_size: int | None) -> Source:
     return Source(both.take(slice(len(train))), both.take(slice(len(train), None)), classes=len(train.classes))
 
 
-def _class_names(folder: Path) -> list[str]:
+def class_names(folder: Path, layout: str = LAYOUT) -> list[str]:
+    """The class folders in ``folder``, in order.
+
+    Raises:
+        InvalidInput: if there are none.
+    """
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     if not names:
-        raise InvalidInput(f"there is no class folder in {folder}: {LAYOUT}")
+        raise InvalidInput(f"there is no class folder in {folder}: {layout}")
     return names
 
 
@@ -86,18 +92,25 @@ def _decode(files: Sequence[str], image_size: int | None, name: str) -> torch.Te
     return torch.from_numpy(images)
 
 
-def _pixels(file: str, image_size: int | None) -> np.ndarray:
-    """One image as RGB, (H, W, 3).
+def open_image(file: str) -> Image:
+    """One image as RGB, by Pillow, which refuses a truncated JPEG. torchvision's own decoder is faster, but deprecated.
 
-    By Pillow, which refuses a truncated JPEG. torchvision's own decoder is faster, but deprecated.
+    Raises:
+        InvalidInput: for a file that cannot be decoded.
     """
     from torchvision.datasets.folder import pil_loader
-    from torchvision.transforms.functional import center_crop, resize
 
     try:
-        image = pil_loader(file)
+        return pil_loader(file)
     except Exception as error:  # Pillow's readers raise nearly anything on a broken file
         raise InvalidInput(f"cannot read the image {file} ({error}): replace it, or remove it") from error
+
+
+def _pixels(file: str, image_size: int | None) -> np.ndarray:
+    """One image as RGB, (H, W, 3)."""
+    from torchvision.transforms.functional import center_crop, resize
+
+    image = open_image(file)
     if image_size is not None:
         image = center_crop(resize(image, image_size), image_size)
     return np.asarray(image)

@@ -57,7 +57,7 @@ def load(
     """
     check_name(name)
     _check_settings(name, seed, validation, label_noise, image_size)
-    device = _usable(device)
+    device = usable(device)
     source = _read(name, Path(data_dir).expanduser(), image_size)
     generator = torch.Generator().manual_seed(seed)
     train, held_out = hold_out(source.train, validation, generator)
@@ -113,8 +113,12 @@ def _check_settings(name: str, seed: int, validation: float, label_noise: float,
             raise InvalidInput(f"image_size is {image_size}, but {name} has points, not images: leave it out")
 
 
-def _usable(device: str | torch.device) -> torch.device:
-    """The device, if a tensor can be put there."""
+def usable(device: str | torch.device) -> torch.device:
+    """The device, if a tensor can be put there.
+
+    Raises:
+        InvalidInput: if none can.
+    """
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
