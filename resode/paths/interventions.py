@@ -10,11 +10,13 @@ or is in force for a while, whoever calls the model::
         logits = net(x)
 
 Every word acts on ``steps`` (indices or labels), or on a ``stage`` (one or several), on the ``interval`` of t from one
-point of the grid to another, or on the part of an interval within a stage. By stage or interval it acts on those steps
-there on which it can act: a transition is never among them. Places are counted in the network as it was read, and none
-of the words changes their number.
+point of the grid to another, or on the part of an interval within a stage: see :func:`resode.paths.places.select`. By
+stage or interval it acts on those steps there on which it can act: on no transition, and ``delete`` on no plain step
+that changes the shape. None of the words changes the number of steps: an index means what it meant when the network
+was read.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,10 +27,7 @@ from torch import Tensor, nn
 from resode.dynamics import Grid, Reader, ResidualDynamics, Step, dynamics
 from resode.errors import InvalidInput
 from resode.layers.context import Field
-
-View = ResidualDynamics
-Stage = int | Sequence[int]
-Interval = tuple[float, float]
+from resode.paths.places import Interval, Stage, View, chosen, named, require_view
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,12 @@ class Intervention:
 
     def __call__(self, view: View) -> View:
         """The view of the changed network."""
+        require_view(view, self.name)
         return self.change(view)
 
     def __rshift__(self, other: "Intervention") -> "Intervention":
         """This, and then the ``other``."""
-        return Intervention(f"{self.name}, {other.name}", lambda view: other(self(view)))
+        return Intervention(f"{self.name} >> {other.name}", lambda view: other(self(view)))
 
 
 def delete(*steps: int | str, stage: Stage | None = None, interval: Interval | None = None) -> Intervention:
@@ -58,14 +58,16 @@ def delete(*steps: int | str, stage: Stage | None = None, interval: Interval | N
     Raises (when applied):
         InvalidInput: for a transition, or a plain step that changes the shape.
     """
-    return _on_each("delete", Step.deleted, steps, stage, interval)
+    return _on_each("delete", lambda step, place: step.deleted(), steps, stage, interval)
 
 
 def scale(
     factor: float, *steps: int | str, stage: Stage | None = None, interval: Interval | None = None
 ) -> Intervention:
     """The branches of these steps times ``factor``; of a plain step, which has no shortcut, all of its output."""
-    return _on_each(f"scale by {factor:g}", lambda step: _scaled(step, factor), steps, stage, interval)
+    if not math.isfinite(factor):
+        raise InvalidInput(f"scale by {factor}: a finite number is expected")
+    return _on_each("scale", lambda step, place: _scaled(step, factor), steps, stage, interval, f"by {factor!r}")
 
 
 def noise(
@@ -73,17 +75,14 @@ def noise(
 ) -> Intervention:
     """White noise on the branches of these steps: f + ``strength``·rms(f)·ε, with ε ~ N(0, 1) for each element.
 
-    The root mean square is that of each sample. ε depends on ``seed``, the step and the shape of f alone, so that the
-    changed network is still a function of its input; the global random state is left as it is.
+    The root mean square is that of each sample. ε follows from ``seed``, the place and the shape of one sample, and is
+    the same for every sample: the changed network is still a function of its input, however that is cut into batches.
+    What noise does on average is found over several seeds. The global random state is left as it is.
     """
-    if strength < 0:
-        raise InvalidInput(f"noise of strength {strength:g}: at least 0 is expected")
-
-    def change(view: View) -> View:
-        chosen = _chosen(view, "noise", steps, stage, interval)
-        return _replaced(view, {i: _noisy(view.steps[i], strength, seed, i) for i in chosen})
-
-    return Intervention(_named(f"noise of {strength:g}", steps, stage, interval), change)
+    if not 0 <= strength < math.inf:
+        raise InvalidInput(f"noise of strength {strength}: a number of at least 0 is expected")
+    said = f"of {strength!r}, seed {seed}"
+    return _on_each("noise", lambda step, place: _noisy(step, strength, seed, place), steps, stage, interval, said)
 
 
 def only(*steps: int | str, stage: Stage | None = None, interval: Interval | None = None) -> Intervention:
@@ -91,11 +90,11 @@ def only(*steps: int | str, stage: Stage | None = None, interval: Interval | Non
 
     def change(view: View) -> View:
         named = steps or stage is not None or interval is not None
-        kept = set(_chosen(view, "only", steps, stage, interval) if named else ())
+        kept = set(chosen(view, "only", steps, stage, interval) if named else ())
         rest = [i for i, step in enumerate(view.steps) if i not in kept and step.not_deletable is None]
         return _replaced(view, {i: view.steps[i].deleted() for i in rest})
 
-    return Intervention(_named("only", steps, stage, interval), change)
+    return Intervention(named("only", steps, stage, interval), change)
 
 
 def permute(
@@ -103,7 +102,8 @@ def permute(
 ) -> Intervention:
     """These steps in another order: the i-th of their places gets the ``order[i]``-th of them.
 
-    A step moves with its time and everything else it has.
+    A step moves with its time and everything else it has. By stage or interval, ``order`` is of all the steps there but
+    transitions.
 
     Raises (when applied):
         InvalidInput: when ``order`` is no permutation of their indices 0, 1, …, or a step is moved to where states are
@@ -112,7 +112,7 @@ def permute(
     order = tuple(order)
 
     def change(view: View) -> View:
-        places = _chosen(view, "permute", steps, stage, interval)
+        places = chosen(view, "permute", steps, stage, interval)
         if sorted(order) != list(range(len(places))):
             raise InvalidInput(
                 f"permute by {order}: a permutation of 0 … {len(places) - 1} is expected, one for each of the steps "
@@ -123,7 +123,7 @@ def permute(
             _require_fit(step, view.steps[place])
         return _replaced(view, moved)
 
-    return Intervention(_named(f"permute by {order}", steps, stage, interval), change)
+    return Intervention(named("permute", steps, stage, interval, f"by {order}"), change)
 
 
 def swap(one: int | str, other: int | str) -> Intervention:
@@ -133,18 +133,30 @@ def swap(one: int | str, other: int | str) -> Intervention:
 
 @contextmanager
 def applied(
-    model: nn.Module, *interventions: Intervention, grid: Grid | None = None, read: Reader | None = None
+    model: nn.Module,
+    *interventions: Intervention,
+    example: Tensor | None = None,
+    grid: Grid | None = None,
+    read: Reader | None = None,
 ) -> Iterator[View]:
     """Let ``model`` compute what its changed view computes, for a while; nothing of it stays.
 
     Args:
-        interventions: applied one after the other.
-        grid, read: as in :func:`resode.dynamics`.
+        interventions: applied one after the other; within another ``applied``, after those in force.
+        example, grid, read: as in :func:`resode.dynamics`.
+
+    Raises:
+        InvalidInput: as :func:`resode.dynamics` and the interventions; for ``example``, ``grid`` or ``read`` within
+            another ``applied``, where the model has been read.
     """
-    view = dynamics(model, grid=grid, read=read)
+    held = model.__dict__.get("forward")
+    view = getattr(held, "__self__", None)
+    if not isinstance(view, ResidualDynamics):
+        view = dynamics(model, example, grid, read)
+    elif any(given is not None for given in (example, grid, read)):
+        raise InvalidInput("the model is read where the outermost applied begins: give it example, grid or read there")
     for intervention in interventions:
         view = intervention(view)
-    held = model.__dict__.get("forward")
     model.forward = view.__call__
     try:
         yield view
@@ -155,114 +167,32 @@ def applied(
             model.forward = held
 
 
-def select(
-    view: View, steps: Sequence[int | str] = (), stage: Stage | None = None, interval: Interval | None = None
-) -> tuple[int, ...]:
-    """The places of the ``steps`` named, or of all those of a ``stage``, of an ``interval`` of t, or of both.
-
-    Where an ODE block was read as steps, those of its solver alone have an interval. Elsewhere a block has one time,
-    and is in the interval [a, b) if that is.
-
-    Raises:
-        InvalidInput: for a step or a stage that is not there, an interval whose ends are no points of the grid, or
-            steps together with a stage or an interval.
-    """
-    if steps and (stage is not None or interval is not None):
-        raise InvalidInput("name steps, or a stage and an interval of t, but not both: intervene twice, with >>")
-    if steps:
-        return tuple(_place(view, step) for step in steps)
-    places = range(len(view.steps))
-    if stage is not None:
-        wanted = (stage,) if isinstance(stage, int) else tuple(stage)
-        there = sorted({step.stage for step in view.steps})
-        if missing := [s for s in wanted if s not in there]:
-            raise InvalidInput(f"there is no stage {missing[0]}: this network has {', '.join(map(str, there))}")
-        places = [i for i in places if view.steps[i].stage in wanted]
-    if interval is not None:
-        places = _within(view, places, interval)
-    return tuple(places)
-
-
-def _place(view: View, step: int | str) -> int:
-    if isinstance(step, str):
-        found = [i for i, other in enumerate(view.steps) if other.label == step]
-        if len(found) != 1:
-            labels = ", ".join(other.label for other in view.steps[:6])
-            raise InvalidInput(f"{len(found)} steps are labelled {step!r}: name one, or its index ({labels}, …)")
-        return found[0]
-    if not 0 <= step < len(view.steps):
-        raise InvalidInput(f"there is no step {step}: this network has the steps 0 … {len(view.steps) - 1}")
-    return step
-
-
-def _within(view: View, places: Sequence[int], interval: Interval) -> list[int]:
-    a, b = interval
-    if not a < b:
-        raise InvalidInput(f"the interval of t from {a:g} to {b:g} is empty: its end must be above its start")
-    solver = [i for i in places if view.steps[i].end is not None]
-    if not solver:
-        return [i for i in places if a <= view.steps[i].t < b]
-    points = sorted({t for i in solver for t in (view.steps[i].t, view.steps[i].end)})
-    close = 1e-9 * (points[-1] - points[0])
-    for t in interval:
-        if min(abs(t - point) for point in points) > close:
-            said = ", ".join(f"{point:.4g}" for point in points[:12]) + (", …" if len(points) > 12 else "")
-            raise InvalidInput(
-                f"t = {t:g} is no point of the grid ({said}): choose points of it, or read the network on a finer "
-                "grid, dynamics(net, grid=32)"
-            )
-    return [i for i in solver if view.steps[i].t > a - close and view.steps[i].end < b + close]
-
-
-def _chosen(
-    view: View, word: str, steps: Sequence[int | str], stage: Stage | None, interval: Interval | None
-) -> tuple[int, ...]:
-    """The places on which to act, each once."""
-    if not steps and stage is None and interval is None:
-        raise InvalidInput(f"{word} what? Name steps, a stage, or an interval of t")
-    found = select(view, steps, stage, interval)
-    if steps:
-        if len(set(found)) < len(found):
-            raise InvalidInput(f"{word} {', '.join(map(str, steps))}: each step can be named once")
-        if refused := next((view.steps[i] for i in found if view.steps[i].kind == "transition"), None):
-            raise InvalidInput(f"{word}: step {refused.label!r} is a transition between resolutions; choose others")
-        return found
-    able = tuple(i for i in found if view.steps[i].not_deletable is None)
-    if not able:
-        raise InvalidInput(f"{_named(word, steps, stage, interval)}: no step is there on which that can act")
-    return able
-
-
 def _on_each(
     word: str,
-    change: Callable[[Step], Step],
+    change: Callable[[Step, int], Step],
     steps: Sequence[int | str],
     stage: Stage | None,
     interval: Interval | None,
+    how: str = "",
 ) -> Intervention:
-    return Intervention(
-        _named(word, steps, stage, interval),
-        lambda view: _replaced(view, {i: change(view.steps[i]) for i in _chosen(view, word, steps, stage, interval)}),
-    )
+    def changed(view: View) -> View:
+        places = chosen(view, word, steps, stage, interval)
+        return _replaced(view, {i: change(view.steps[i], i) for i in places})
+
+    return Intervention(named(word, steps, stage, interval, how), changed)
 
 
 def _replaced(view: View, changed: dict[int, Step]) -> View:
     return view.with_steps([changed.get(i, step) for i, step in enumerate(view.steps)])
 
 
-def _named(word: str, steps: Sequence[int | str], stage: Stage | None, interval: Interval | None) -> str:
-    said = [word, *(", ".join(map(str, steps)) for _ in steps[:1])]
-    said += [] if stage is None else [f"stage {stage}"]
-    said += [] if interval is None else [f"t from {interval[0]:g} to {interval[1]:g}"]
-    return " ".join(said)
-
-
 def _scaled(step: Step, factor: float) -> Step:
     if step.branch is None:
         return step
-    if step.kind == "residual":
+    if step.kind == "residual" and not isinstance(step.scale, Tensor):
         return replace(step, scale=step.scale * factor)
-    return replace(step, branch=_Then(step.branch, lambda out: factor * out))
+    # A learned scale stays the parameter that it is: its product would be of its value now.
+    return replace(step, branch=_Then(step.branch, lambda out: factor * out, f"scale by {factor!r}"))
 
 
 def _noisy(step: Step, strength: float, seed: int, place: int) -> Step:
@@ -271,22 +201,34 @@ def _noisy(step: Step, strength: float, seed: int, place: int) -> Step:
 
     def add_noise(out: Tensor) -> Tensor:
         generator = torch.Generator(out.device).manual_seed(1_000_003 * seed + place)
-        drawn = torch.empty_like(out).normal_(generator=generator)
-        rms = out.square().mean(tuple(range(1, out.ndim)), keepdim=True).sqrt()
-        return out + strength * rms * drawn
+        drawn = torch.randn(out.shape[1:], generator=generator, dtype=out.dtype, device=out.device)
+        samples = out.flatten(1)
+        # By a norm: its gradient is 0 where f is, and in half precision its sum of squares does not overflow.
+        rms = torch.linalg.vector_norm(samples, dim=1) / samples.shape[1] ** 0.5
+        return out + strength * rms.view(-1, *[1] * drawn.ndim) * drawn
 
-    return replace(step, branch=_Then(step.branch, add_noise))
+    return replace(step, branch=_Then(step.branch, add_noise, f"noise of {strength!r}, seed {seed}, at {place}"))
 
 
 @dataclass(frozen=True)
 class _Then:
-    """A branch with something done to what it gives."""
+    """A branch with something done to what it gives, and the words for it."""
 
     branch: Field
     change: Callable[[Tensor], Tensor]
+    said: str
 
     def __call__(self, t: float | Tensor, h: Tensor) -> Tensor:
         return self.change(self.branch(t, h))
+
+
+def changes_of(step: Step) -> list[str]:
+    """What was done to the output of the step's branch, the last first."""
+    said, branch = [], step.branch
+    while isinstance(branch, _Then):
+        said.append(branch.said)
+        branch = branch.branch
+    return said
 
 
 def _require_fit(step: Step, place: Step) -> None:

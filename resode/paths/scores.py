@@ -39,20 +39,24 @@ class Score:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Score":
-        """The inverse of ``dataclasses.asdict``, for what JSON made lists of."""
+        """The inverse of :meth:`to_dict`, for what JSON made lists of, and None of numbers that are not finite."""
         by_class = values.get("by_class")
         return cls(
             values["count"],
             values["error"],
             tuple(values["error_interval"]),
-            values["loss"],
-            tuple(values["loss_interval"]),
+            _number(values["loss"]),
+            tuple(_number(bound) for bound in values["loss_interval"]),
             None if by_class is None else tuple(by_class),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def wilson(wrong: int, count: int) -> Bounds:
@@ -63,7 +67,7 @@ def wilson(wrong: int, count: int) -> Bounds:
 
 
 class Tallies:
-    """Running sums over batches for ``networks`` networks, on the device of their logits: nothing is waited for.
+    """Running sums over batches for ``networks`` networks, on the device of their logits.
 
     Args:
         networks: how many there are.
@@ -79,7 +83,14 @@ class Tallies:
         self._of_class: Tensor | None = None
 
     def begin(self, labels: Tensor, classes: int) -> None:
-        """A new batch, of these ``labels``."""
+        """A new batch, of these ``labels``.
+
+        Raises:
+            InvalidInput: for labels that are no classes of the network.
+        """
+        if ((labels < 0) | (labels >= classes)).any():
+            least, most = (int(bound) for bound in labels.aminmax())
+            raise InvalidInput(f"labels go from {least} to {most}, and the network knows the classes 0 … {classes - 1}")
         if self._wrong is None:
             self._loss = torch.zeros(self.networks, dtype=torch.float64, device=labels.device)
             self._squares = torch.zeros_like(self._loss)
@@ -90,10 +101,11 @@ class Tallies:
 
     def add(self, network: int, logits: Tensor, labels: Tensor) -> None:
         """Logits of one network on the batch."""
-        losses = F.cross_entropy(logits.float(), labels, reduction="none").double()
+        losses = F.cross_entropy(logits.double(), labels, reduction="none")
         self._loss[network] += losses.sum()
         self._squares[network] += losses.square().sum()
-        wrong = logits.argmax(1) != labels
+        # The largest of numbers that are none would be some class.
+        wrong = (logits.argmax(1) != labels) | logits.isnan().any(1)
         self._wrong[network].index_add_(0, labels, wrong.long())
 
     def scores(self) -> list[Score]:
@@ -110,7 +122,7 @@ class Tallies:
     def _score(self, wrong: list[int], loss: float, squares: float) -> Score:
         n = self.count
         mean = loss / n
-        variance = max(0.0, squares / n - mean**2) * n / max(n - 1, 1)
+        variance = max(0.0, squares / n - mean * mean) * n / max(n - 1, 1)
         half = Z * math.sqrt(variance / n)
         of_class = self._of_class.tolist()
         by_class = tuple(w / m if m else None for w, m in zip(wrong, of_class, strict=True))

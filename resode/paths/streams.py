@@ -15,8 +15,8 @@ from torch import Tensor
 from resode.dynamics import ResidualDynamics, Step
 
 Steps = Sequence[Step]
-GPU_IMAGES = 4096
-"""Images in a stacked batch, by default: what fills a GPU with feature maps of a CIFAR net."""
+GPU_PIXELS = 4096 * 32 * 32
+"""Pixels of a stacked batch, by default: as many as in 4096 images of CIFAR, with which its nets fill a GPU."""
 
 
 class Answer(NamedTuple):
@@ -27,8 +27,9 @@ class Answer(NamedTuple):
 
 
 def default_streams(x: Tensor) -> int:
-    """How many networks to stack: one on a CPU, whose cores a batch fills; on a GPU what makes up GPU_IMAGES."""
-    return 1 if x.device.type == "cpu" else max(1, GPU_IMAGES // max(1, len(x)))
+    """How many networks to stack on inputs (B, C, H, W) or (B, C): one on a CPU, whose cores a batch fills; on a GPU
+    as many as make up GPU_PIXELS."""
+    return 1 if x.device.type == "cpu" else max(1, GPU_PIXELS // max(1, len(x) * x.shape[2:].numel()))
 
 
 def fork(view: ResidualDynamics, steps: Steps) -> int:
@@ -71,8 +72,9 @@ class _Running:
         self.states: Tensor | None = None
 
     def join(self, network: int, steps: Steps, h: Tensor) -> None:
+        # A copy: what follows may overwrite it (an activation with inplace=True), and the baseline goes on from h.
         self.members.append((network, steps))
-        self.states = h if self.states is None else _stack([self.states, h])
+        self.states = h.clone() if self.states is None else torch.cat([self.states, h])
 
     def run(self, start: int, stop: int) -> None:
         """Make the steps from ``start`` to ``stop``."""

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from resode import plots
 from resode.paths.scores import Score
-from resode.runs import write_atomic
+from resode.runs import jsonable, write_atomic
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class LesionTable:
         )
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """As JSON; written to ``path``, if one is given."""
-        return _written(json.dumps(self.to_dict(), indent=1) + "\n", path)
+        """As JSON; written to ``path``, if one is given. A loss that is not finite becomes null."""
+        return _written(json.dumps(jsonable(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n", path)
 
     @classmethod
     def from_json(cls, text: str) -> "LesionTable":
@@ -97,15 +97,18 @@ class LesionTable:
         writer.writerows(rows)
         return _written(out.getvalue(), path)
 
-    def plot(self, name: str = "", chance: float | None = None) -> Figure:
-        """Its picture: error by step (or stage) deleted, by number of steps deleted, or by Kendall's τ.
+    def plot(self, name: str = "", chance: float | None = None, split: str = "") -> Figure:
+        """Its picture: error by step (or stage) deleted or change made, by number of steps deleted, or by Kendall's τ.
 
         Args:
-            name: the title.
+            name: of the network.
             chance: the error of guessing, drawn as a line.
+            split: of the data on which it was measured, for the title.
         """
-        draw = {"multiple": plots.by_number, "permute": plots.by_order}.get(self.analysis, plots.lesions)
-        return draw({name: self.to_dict()}, chance)
+        tables = {name: self.to_dict()}
+        if self.analysis in ("multiple", "permute"):
+            return {"multiple": plots.by_number, "permute": plots.by_order}[self.analysis](tables, chance)
+        return plots.lesions(tables, chance, split)
 
 
 def _row(lesion: Lesion) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Nets without some of their steps, or with their steps in another order."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from statistics import mean, stdev
 from typing import Any
 
@@ -15,33 +16,38 @@ Tables = Mapping[str, Mapping[str, Any]]
 """Lesion tables (``LesionTable.to_dict``) by the name of the net."""
 
 
+PLACES = {
+    "single": "index of the deleted step (shading: stages)",
+    "layer": "index of the deleted layer (shading: stages)",
+    "stage": "deleted stage",
+}
+"""What stands below the bars, by the analysis; names, for any other."""
+
+
 def lesions(tables: Tables, chance: float | None = None, split: str = "test") -> Figure:
     """Error of each net without one of its steps (or stages), by the step deleted; stages are shaded in turn.
 
     Args:
-        tables: of ``lesion.single``, ``lesion.layer`` or ``lesion.stage``.
+        tables: of ``lesion.single``, ``lesion.layer``, ``lesion.stage`` or ``lesion.interventions``, all of one.
         chance: the error of guessing, drawn as a line.
         split: the split of the data on which they were measured.
     """
     figure = new_figure(len(tables), 1, width=7.5, height=2.3)
     panels = figure.subplots(len(tables), 1, sharey=True, squeeze=False)[:, 0]
-    for (name, table), axes, colour in zip(tables.items(), panels, COLOURS, strict=False):
+    for (name, table), axes, colour in zip(tables.items(), panels, cycle(COLOURS), strict=False):
         found = table["lesions"]
-        shade_stages(axes, [lesion["stage"] for lesion in found])
+        _shade(axes, [lesion["stage"] for lesion in found])
         made = [(i, lesion["score"]) for i, lesion in enumerate(found) if lesion["score"] is not None]
         axes.bar([i for i, _ in made], [score["error"] for _, score in made], color=colour, width=0.8)
         _level(axes, table, chance)
         impossible = [i for i, lesion in enumerate(found) if lesion["score"] is None]
         axes.plot(impossible, [0.03] * len(impossible), "x", color=GREY, label="not deletable" if impossible else None)
-        baseline = table["baseline"]
-        axes.set_title(
-            f"{name} (error {baseline['error']:.1%} on {baseline['count']} {split} samples)", fontsize=9, loc="left"
-        )
+        axes.set_title(_title(name, table["baseline"], split), fontsize=9, loc="left")
         axes.set_xlim(-0.7, len(found) - 0.3)
         _errors(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _places(axes, table.get("analysis", "single"), found)
         tidy(axes)
-    panels[-1].set_xlabel("index of the deleted step (shading: stages)")
+    panels[-1].set_xlabel(PLACES.get(next(iter(tables.values())).get("analysis", "single"), ""))
     figure.legend(*legend_of(panels), frameon=False, fontsize=8, ncols=4, loc="outside upper right")
     return figure
 
@@ -55,7 +61,7 @@ def by_number(tables: Tables, chance: float | None = None) -> Figure:
     """
     figure = new_figure(width=5.2, height=3.6)
     axes = figure.subplots()
-    for (name, table), colour, marker in zip(tables.items(), COLOURS, MARKERS, strict=False):
+    for (name, table), colour, marker in zip(tables.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         groups = {0: [table["baseline"]["error"]], **_by_number(table)}
         axes.plot(
             [k for k, errors in groups.items() for _ in errors],
@@ -94,7 +100,7 @@ def by_order(tables: Tables, chance: float | None = None) -> Figure:
     """
     figure = new_figure(width=5.2, height=3.6)
     axes = figure.subplots()
-    for (name, table), colour, marker in zip(tables.items(), COLOURS, MARKERS, strict=False):
+    for (name, table), colour, marker in zip(tables.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         made = [lesion for lesion in table["lesions"] if lesion["score"] is not None]
         axes.plot(
             [1.0, *(lesion["tau"] for lesion in made)],
@@ -113,6 +119,26 @@ def by_order(tables: Tables, chance: float | None = None) -> Figure:
     tidy(axes)
     figure.legend(*legend_of([axes]), frameon=False, fontsize=8, ncols=3, loc="outside upper center")
     return figure
+
+
+def _shade(axes: Axes, stages: Sequence[int | None]) -> None:
+    if None not in stages:
+        shade_stages(axes, stages)
+
+
+def _places(axes: Axes, analysis: str, found: Sequence[Mapping[str, Any]]) -> None:
+    """Ticks below the bars: indices, stages, or the names of what was done."""
+    if analysis == "stage":
+        axes.set_xticks(range(len(found)), [str(lesion["stage"]) for lesion in found])
+    elif analysis in PLACES:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        names = [lesion["label"] for lesion in found]
+        axes.set_xticks(range(len(found)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize=8)
+
+
+def _title(name: str, baseline: Mapping[str, Any], split: str) -> str:
+    return f"{name} (error {baseline['error']:.1%} on {baseline['count']} {split} samples)".replace("  ", " ").strip()
 
 
 def _by_number(table: Mapping[str, Any]) -> dict[int, list[float]]:
