@@ -69,7 +69,9 @@ def _multiscale(block: Any, h: Tensor) -> Tensor:
         made.append(chain(group, conv, norm, block.relu))
     if block.scale > 1:
         made.append(chain(groups[-1], block.pool))
-    return chain(torch.cat(made, 1), block.drop_block, block.conv3, block.bn3, block.se, block.drop_path)
+    # Older versions drop nothing here.
+    dropped = [getattr(block, name, None) for name in ("drop_block", "drop_path")]
+    return chain(torch.cat(made, 1), dropped[0], block.conv3, block.bn3, block.se, dropped[1])
 
 
 def _split_attention(block: Any, h: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from resode.nets.weights import StateDict, fit, last_layer, read_state_dict
 SOURCES = ("torchvision", "timm")
 
 _FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-_TIMM = "timm>=1.0.20,<2"
+_TIMM = "timm>=1.0.25,<2"
 
 
 @dataclass(frozen=True, eq=False)

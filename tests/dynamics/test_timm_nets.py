@@ -4,7 +4,7 @@ from functools import cache, partial
 
 import pytest
 import torch
-from foreign_nets import check_deletions, check_gradient, check_training, check_view, shaken
+from foreign_nets import assert_near, check_deletions, check_gradient, check_training, check_view, distance, shaken
 from torch import nn
 
 from resode import InvalidInput, dynamics
@@ -151,7 +151,7 @@ def test_gradients_pass_the_view_as_the_network(name):
     "build",
     [
         resnet("seresnet18", drop_path_rate=0.5, drop_block_rate=0.2, drop_rate=0.2),
-        resnet("res2net50_26w_4s", drop_path_rate=0.5, drop_block_rate=0.2),
+        resnet("res2net50_26w_4s", drop_path_rate=0.5, drop_block_rate=0.2, drop_rate=0.2),
         resnet("resnest14d", drop_block_rate=0.2, drop_rate=0.2),  # its drop path draws where it has no effect, too
         resnet("skresnet18", drop_path_rate=0.5),
         resnet("resnetv2_18", drop_path_rate=0.5),
@@ -163,6 +163,18 @@ def test_gradients_pass_the_view_as_the_network(name):
 )
 def test_drop_path_and_drop_block_belong_to_the_branches(build):
     check_training(shaken(build()))
+
+
+def test_the_path_that_resnest_drops_is_that_of_its_downsampling():
+    model = shaken(resnet("resnest14d", drop_path_rate=0.5)())
+    step = next(step for step in dynamics(model).steps if step.label == "layer4.0")
+    block, h = model.layer4[0].train(), torch.rand(8, *step.shapes[0])
+    torch.manual_seed(0)
+    expected = block(h)
+    torch.manual_seed(0)
+    assert_near(step(h), expected)
+    torch.manual_seed(1)
+    assert distance(step(h), expected) > 1e-3
 
 
 # What the steps are
