@@ -32,11 +32,16 @@ def counts(steps: ResidualDynamics | Iterable[Step], grade: Grade = "step") -> C
         grade: what a solver's step adds to the length of a path: "step" (one, unless the path goes round it) or
             "evaluation" (the evaluations of f that it goes through).
     """
-    choose(grade, GRADES, "grade of a path")
-    found: Counts = (1,)
-    for step in steps.steps if isinstance(steps, ResidualDynamics) else steps:
-        found = _product(found, _of_step(step, grade))
-    return found
+    return counts_from_each(steps, grade)[0]
+
+
+def counts_from_each(steps: ResidualDynamics | Iterable[Step], grade: Grade = "step") -> tuple[Counts, ...]:
+    """:func:`counts` of the paths from each state on: from that before the first step, …, from that after the last."""
+    choose(grade, GRADES, "grade")
+    found: list[Counts] = [(1,)]
+    for step in reversed(steps.steps if isinstance(steps, ResidualDynamics) else tuple(steps)):
+        found.append(_product(_of_step(step, grade), found[-1]))
+    return tuple(reversed(found))
 
 
 def distribution(counts: Sequence[int]) -> tuple[float, ...]:
@@ -90,7 +95,7 @@ def effective(magnitudes: Sequence[float], counts: Sequence[int], share: float =
     """
     exact = [Fraction(value) for value in _checked(magnitudes, counts, share)]
     before = [Fraction(0), *accumulate(exact)]
-    needed = Fraction(share) * before[-1]
+    needed = Fraction(str(float(share))) * before[-1]  # 0.8 is meant as 4/5, not as the double next to it
     runs = []
     last = 0
     for first in range(len(exact)):

@@ -59,7 +59,8 @@ def input_of(view: ResidualDynamics, x: Tensor, at: int | None) -> Tensor:
             f"x is of {x.dtype}: a gradient in x needs floating-point numbers; use x.float() if it holds numbers, or "
             "at=0, for the gradient in the state after the stem, if it holds indices"
         )
-    return x.clone() if x.is_inference() else x
+    with torch.inference_mode(False):  # where a clone is an ordinary tensor again
+        return x.clone() if x.is_inference() else x
 
 
 def states_of(view: ResidualDynamics, x: Tensor) -> list[Tensor]:

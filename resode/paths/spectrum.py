@@ -34,10 +34,10 @@ import torch
 from torch import Tensor
 
 from resode.dynamics import Map, ResidualDynamics, Step
-from resode.errors import InvalidInput, choose
+from resode.errors import InvalidInput
 from resode.layers.layout import is_channels_last
 from resode.paths import lengths
-from resode.paths.graded import GRADES, Grade, GradedStep, plus
+from resode.paths.graded import Grade, GradedStep, plus
 from resode.paths.linear import Vectors, default_together, stack
 from resode.paths.passes import Loss, cotangent, differentiating, input_of, require_state, states_of
 from resode.paths.singles import Sampled, paths, sampled
@@ -194,7 +194,7 @@ def by_step(
         norms=torch.stack([norms for norms, _, _ in rows]),
         shares=torch.stack([shares for _, shares, _ in rows]),
         gradient_norms=torch.stack([norm for _, _, norm in rows]),
-        counts=tuple(lengths.counts(view.steps[i:], grade) for i in range(len(view.steps) + 1)),
+        counts=lengths.counts_from_each(view, grade),
         grade=grade,
     )
 
@@ -259,7 +259,7 @@ def _ungraded(map: Map) -> Step:
 
 def _lengths(steps: Sequence[Step], max_length: int | None, grade: Grade) -> tuple[tuple[int, ...], int | None]:
     """The number of paths of each length; the power of z that is to collect all longer ones, if any is."""
-    counts = lengths.counts(steps, choose(grade, GRADES, "grade"))
+    counts = lengths.counts(steps, grade)
     if max_length is not None and (not isinstance(max_length, int) or max_length < 0):
         raise InvalidInput(f"max_length is {max_length!r}: a number of branches, at least 0, is expected")
     return counts, None if max_length is None or max_length >= len(counts) - 1 else max_length + 1
