@@ -147,9 +147,10 @@ def permute(
         order = list(range(len(view.steps)))
         for i, j in (drawn.choice(pairs) for _ in range(k)):
             order[i], order[j] = order[j], order[i]
-        moved = tuple(place for place, step in enumerate(order) if place != step)
+        moved = {place: step for place, step in enumerate(order) if place != step}
         tau = float(kendalltau(range(len(order)), order).statistic)
-        lesions.append(Lesion(f"{k} swapped", moved, number=k, draw=draw, tau=tau))
+        found = Lesion(f"{k} swapped", tuple(moved), number=k, draw=draw, tau=tau, order=tuple(moved.values()))
+        lesions.append(found)
         networks.append(view.with_steps([view.steps[i] for i in order]))
     return study.table("permute", lesions, networks)
 
@@ -157,7 +158,7 @@ def permute(
 def interventions(
     view: ResidualDynamics,
     data: Data,
-    changes: Mapping[str, Intervention] | Sequence[Intervention],
+    changes: Intervention | Sequence[Intervention] | Mapping[str, Intervention],
     **how: Unpack[How],
 ) -> LesionTable:
     """Make any changes, one at a time (see ``paths.interventions``): see :func:`single`.
@@ -170,6 +171,8 @@ def interventions(
     """
     study = Study(view, data, how)
     view, lesions, networks = study.view, [], []
+    if isinstance(changes, Intervention):
+        changes = [changes]
     named = changes.items() if isinstance(changes, Mapping) else [(change.name, change) for change in changes]
     for name, change in named:
         network = change(view)

@@ -63,7 +63,8 @@ def wilson(wrong: int, count: int) -> Bounds:
     """Wilson's 95% interval of a share of ``wrong`` out of ``count``."""
     p, n = wrong / count, count
     middle, half = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return max(0.0, (middle - half) / (1 + Z**2 / n)), min(1.0, (middle + half) / (1 + Z**2 / n))
+    low, high = (middle - half) / (1 + Z**2 / n), (middle + half) / (1 + Z**2 / n)
+    return max(0.0, min(p, low)), min(1.0, max(p, high))  # by rounding alone, p = 0 and 1 would lie beyond
 
 
 class Tallies:

@@ -22,6 +22,7 @@ class Lesion:
     Args:
         label: the step or stage deleted, or what was done.
         steps: places at which the network was changed.
+        order: which steps stand there, if they are out of order.
         kind, stage, t: of the step, where it is one.
         number: how many steps were deleted, or pairs swapped.
         draw: which of the random draws of that number.
@@ -37,6 +38,7 @@ class Lesion:
     number: int | None = None
     draw: int | None = None
     tau: float | None = None
+    order: tuple[int, ...] | None = None
     score: Score | None = None
 
 
@@ -72,6 +74,7 @@ class LesionTable:
                     **{
                         **lesion,
                         "steps": tuple(lesion["steps"]),
+                        "order": None if lesion.get("order") is None else tuple(lesion["order"]),
                         "score": None if lesion["score"] is None else Score.from_dict(lesion["score"]),
                     }
                 )
@@ -114,7 +117,7 @@ class LesionTable:
 def _row(lesion: Lesion) -> dict[str, Any]:
     score = lesion.score
     row: dict[str, Any] = {name: value for name, value in vars(lesion).items() if name != "score"}
-    row["steps"] = " ".join(map(str, lesion.steps))
+    row["steps"], row["order"] = (" ".join(map(str, places or ())) for places in (lesion.steps, lesion.order))
     row |= dict.fromkeys(("count", "error", "error_low", "error_high", "loss", "loss_low", "loss_high", "by_class"))
     if score is not None:
         row |= {"count": score.count, "error": score.error, "loss": score.loss}
