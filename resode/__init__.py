@@ -15,6 +15,7 @@ from resode.blocks import (
     solver_settings,
 )
 from resode.dynamics import Parts, ResidualDynamics, Step, dynamics
+from resode.dynamics.inference import inference
 from resode.errors import InvalidInput, ResodeError, RunError, SolverError, TrainingError
 from resode.layers.context import evaluate, interval_time
 from resode.nets import NetConfig, build
@@ -49,6 +50,7 @@ __all__ = [
     "evaluate",
     "fit",
     "gradient_fidelity",
+    "inference",
     "interval_time",
     "limits",
     "paths",

@@ -54,6 +54,13 @@ def dynamics(
         InvalidInput: for a model that cannot be read (with the modules in question), an ODE block without a grid, a
             ``grid`` without any ODE block, or a view that differs from its model.
     """
+    return read_on(model, example, grid, read)[0]
+
+
+def read_on(
+    model: nn.Module, example: Tensor | None = None, grid: Grid | None = None, read: Reader | None = None
+) -> tuple[ResidualDynamics, Tensor | None]:
+    """:func:`dynamics`, and the input on which it was compared with the model (None where no input is known)."""
     blocks = [block for block in model.modules() if isinstance(block, ODEBlock)]
     if grid is not None and not blocks:
         raise InvalidInput(f"grid is {grid}, and this {type(model).__name__} has no ODE block: leave it out")
@@ -63,10 +70,10 @@ def dynamics(
         view = ResidualDynamics(parts.stem, parts.steps, parts.head, model)
         x = example if example is not None else _random_input(model, parts.shape)
         if x is None:
-            return view
+            return view, None
         if grid is None:  # on another grid the view is another net
             _require_equal(view(x), model(x), type(model).__name__)
-        return view.measured(x)
+        return view.measured(x), x
 
 
 def _parts(model: nn.Module, grid: Grid | None, accepted: Accepted) -> Parts:
