@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from resode.paths.inference import inference
-
 from experiments.common import main
 from resode.data.augment import Augment
 from resode.data.dataset import Batches
+from resode.dynamics.inference import inference
 from resode.nets import Architecture
 from resode.paths import lesion
 from resode.paths.ensemble import subnetworks
@@ -96,7 +95,7 @@ class Config:
 
 
 _CIFAR = Config(data="cifar10", flip=True, crop=4, batch_size=128)
-_SMALL = {"depth": 20, "steps": 2, "epochs": 4, "seeds": (0,), "samples": 2000, "most": 8}
+_SMALL = {"depth": 20, "steps": 2, "epochs": 3, "seeds": (0,), "samples": 2000, "most": 8}
 
 CONFIGS = {
     "smoke": Config(depth=8, width=4, steps=2, convs=2, epochs=1, seeds=(0,), samples=64, most=2, draws=2),

@@ -1,13 +1,18 @@
 """The command line: what a newcomer sees, and what bad input gives: one line, a non-zero exit, no folder."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
+from PIL import Image
 
 from resode.cli import main
+from resode.paths.table import LesionTable
 
 SMALL = ["--net", "resnet", "--depth", "8", "--width", "4", "--epochs", "1", "--batch-size", "256"]
 
@@ -35,7 +40,7 @@ def trained(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "lesion", "limits"])
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "lesion", "spectrum", "limits"])
 def test_every_command_explains_itself(command, capsys):
     assert call(command, "--help") == 0
     said = capsys.readouterr().out
@@ -181,7 +186,7 @@ def test_a_reversible_net_with_extra_channels_is_lesioned_by_the_plain_steps_of_
     small = ["--net", "odenet", "--width", "4", "--steps", "2", "--epochs", "1", "--batch-size", "512"]
     assert call("train", *small, "--gradient", "reversible", "--extra-channels", "2", "--out", "run") == 0
     capsys.readouterr()
-    assert call("lesion", "run") == 0
+    assert call("lesion", "run", "--analyses", "single") == 0
     said = capsys.readouterr().out
     assert "trained with reversible steps" in said
     assert said.count("cannot be deleted") == 3 * 2, "the extra channels come and go"
@@ -201,20 +206,113 @@ def test_settings_that_nothing_would_heed_are_refused(trained, capsys, tmp_path)
     assert "no batch norm" in capsys.readouterr().err
 
 
-def test_an_adaptive_net_is_lesioned_on_a_grid_of_the_users(capsys):
+def test_an_adaptive_net_is_lesioned_by_the_steps_it_makes_or_on_a_grid_of_the_users(capsys):
     small = ["--net", "odenet", "--solver", "bosh3", "--rtol", "1e-1", "--atol", "1e-1", "--width", "4"]
     assert call("train", *small, "--epochs", "1", "--batch-size", "512", "--out", "run") == 0
     capsys.readouterr()
-    assert call("lesion", "run") != 0
-    assert "--solver rk4" in capsys.readouterr().err
-    assert call("lesion", "run", "--solver", "euler", "--steps", "2", "--split", "validation") == 0
+    assert call("lesion", "run", "--analyses", "single") == 0
+    said = capsys.readouterr().out
+    assert "those that they choose on the first batch" in said
+    assert len(re.findall(r"^step +\d+", said, re.MULTILINE)) >= 3 + 2
+    grid = ["--solver", "euler", "--steps", "2", "--split", "validation"]
+    assert call("lesion", "run", "--analyses", "single", *grid) == 0
     said = capsys.readouterr().out
     assert len(re.findall(r"^step +\d+", said, re.MULTILINE)) == 3 * 2 + 2
     assert "lesion-validation.json" in said
 
 
+def test_every_analysis_of_lesion_writes_its_result_and_its_figure(trained, capsys):
+    analyses = ("single", "multiple", "permute", "stage", "ensemble")
+    few = ["--most", "2", "--draws", "2", "--limit", "50", "--by-class", "--precision", "bfloat16"]
+    assert call("lesion", str(trained), "--analyses", *analyses, *few, "--out", "found") == 0
+    said = capsys.readouterr().out
+    for name in ("lesion", "lesion-multiple", "lesion-permute", "lesion-stage"):
+        assert str(Path.cwd() / "found" / "results" / f"{name}.json") in said
+        assert (Path("found") / "figures" / f"{name}.png").stat().st_size > 0
+    assert (Path("found") / "results" / "ensemble.json").exists()
+    table = LesionTable.from_json((Path("found") / "results" / "lesion-multiple.json").read_text())
+    assert [(one.number, one.draw) for one in table.lesions] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert table.baseline.count == 50
+    assert len(table.baseline.by_class) == 10
+    assert "nothing deleted: error" in said
+    assert not list(Path("found").glob("progress/*"))
+
+
+def test_a_plain_net_loses_its_layers(capsys):
+    plain = ["--net", "plain", *SMALL[2:]]
+    assert call("train", *plain, "--out", "plain") == 0
+    assert call("lesion", "plain", "--analyses", "layer", "--limit", "20") == 0
+    assert "cannot be deleted" in capsys.readouterr().out
+    assert call("train", *SMALL, "--out", "run") == 0
+    capsys.readouterr()
+    assert call("lesion", "run", "--analyses", "layer") != 0
+    assert "no layer without a shortcut" in capsys.readouterr().err
+
+
+def test_a_spectrum_writes_what_adds_up_to_the_gradient(trained, capsys):
+    assert call("spectrum", str(trained), "--limit", "8", "--by-step", "--out", "found") == 0
+    said = capsys.readouterr().out
+    found = json.loads((Path("found") / "results" / "spectrum.json").read_text())
+    exact, sampled = found["exact"], found["sampled"]
+    assert exact["samples"] == 8
+    assert len(exact["shares"]) == len(exact["counts"]) == 3 * 2 + 2 + 1
+    assert sum(exact["shares"]) == pytest.approx(1.0, abs=1e-4)
+    assert sum(exact["counts"]) == sum(sampled["counts"]) == 2**8
+    assert {"first", "last", "share", "paths"} == set(found["effective"])
+    for name in ("spectrum", "spectrum-by-step"):
+        assert (Path("found") / "figures" / f"{name}.png").stat().st_size > 0
+        assert str(Path.cwd() / "found" / "results" / f"{name}.json") in said
+    assert call("spectrum", str(trained), "--limit", "8", "--grade", "evaluation", "--out", "found-too") == 0
+    found = json.loads((Path("found-too") / "results" / "spectrum.json").read_text())
+    assert len(found["exact"]["counts"]) == 3 * 2 * 4 + 2 + 1
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of images of three classes, and weights of a small network for them."""
+    generator = torch.Generator().manual_seed(0)
+    for name in ("a", "b", "c"):
+        place = tmp_path / "images" / "test" / name
+        place.mkdir(parents=True)
+        for i in range(2):
+            pixels = torch.randint(256, (40, 40, 3), dtype=torch.uint8, generator=generator).numpy()
+            Image.fromarray(pixels).save(place / f"{i}.png")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), tmp_path / "weights.pt")
+    return ["--data", "imagefolder:images", "--weights", "weights.pt"]
+
+
+def test_a_network_by_name_is_lesioned_and_has_a_spectrum(images, capsys):
+    assert call("lesion", "torchvision:resnet18", *images, "--analyses", "single") == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^step +\d+ +layer\d\.\d", said, re.MULTILINE)) == 8
+    assert "on 6 samples" in said
+    (run,) = Path("runs").iterdir()
+    assert {"config.json", "environment.json", "results", "figures"} <= {path.name for path in run.iterdir()}
+    assert call("spectrum", "torchvision:resnet18", *images, "--limit", "3", "--paths", "2", "--out", "found") == 0
+    exact = json.loads((Path("found") / "results" / "spectrum.json").read_text())["exact"]
+    assert (exact["samples"], sum(exact["counts"])) == (3, 2**8)
+
+
+def test_what_does_not_go_with_a_network_is_refused(images, trained, capsys):
+    wrong = {
+        ("torchvision:resnet18",): "needs images, --data imagefolder:PATH",
+        ("torchvision:resnet18", *images[:2]): "holds 3 classes, and the model has 1000",
+        ("torchvision:resnet18", *images, "--steps", "3"): "steps is given",
+        ("torchvision:resnet19", *images): "unknown model 'resnet19'",
+        ("torchvision:resnet18", *images, "--split", "train"): "train",
+        (str(trained), "--weights", "weights.pt"): "a run has its own",
+    }
+    for arguments, says in wrong.items():
+        assert call("lesion", *arguments) != 0
+        line = capsys.readouterr().err
+        assert says in line
+        assert line.count("\n") == 1
+    assert not Path("runs").exists(), "nothing was made"
+
+
 def test_lesion_and_limits_write_results_and_figures(trained, capsys):
-    assert call("lesion", str(trained)) == 0
+    assert call("lesion", str(trained), "--analyses", "single") == 0
     assert call("limits", str(trained), "--steps", "1", "2", "--solvers", "euler", "rk4") == 0
     said = capsys.readouterr().out
     for name in ("results/lesion.json", "figures/lesion.png", "results/limits.json", "figures/limits.png"):
@@ -231,7 +329,7 @@ def test_limits_of_a_net_without_ode_blocks_is_refused(capsys, tmp_path):
     assert "ODE blocks" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["evaluate", "lesion", "limits"])
+@pytest.mark.parametrize("command", ["evaluate", "lesion", "spectrum", "limits"])
 def test_a_folder_that_is_no_run_is_refused(command, capsys, tmp_path):
     assert call(command, "nowhere") != 0
     assert "nowhere" in capsys.readouterr().err

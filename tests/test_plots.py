@@ -101,3 +101,40 @@ def test_a_report_escapes_its_texts_and_holds_its_pictures(tmp_path):
     assert "&lt;script&gt;" in page
     assert "intro &lt;b&gt;" in page
     assert base64.b64encode(picture.read_bytes()).decode() in page
+
+
+SPECTRUM = {
+    "exact": {"counts": [1, 2, 1], "norms": [0.1, 0.4, 0.2], "shares": [0.2, 0.9, -0.1], "norm": 0.5},
+    "sampled": {"norms": [0.1, 0.3, 0.2], "totals": [0.1, 0.6, 0.2]},
+    "effective": {"first": 1, "last": 2},
+}
+
+
+def test_a_spectrum_draws_counts_norms_totals_and_shares():
+    count, single, size, share = plots.spectrum({"net": SPECTRUM}).axes
+    assert list(count.lines[0].get_ydata()) == [0.25, 0.5, 0.25]
+    assert list(single.lines[0].get_ydata()) == [0.1, 0.3, 0.2]
+    exact, totals = (list(line.get_ydata()) for line in size.lines)
+    assert exact == pytest.approx([0.2, 0.8, 0.4])
+    assert totals == pytest.approx([0.2, 1.2, 0.4])
+    assert list(share.lines[0].get_ydata()) == [0.2, 0.9, -0.1]
+    assert single.get_yscale() == size.get_yscale() == "log"
+    assert count.get_yscale() == share.get_yscale() == "linear"
+    (shade,) = size.patches
+    assert (shade.get_x(), shade.get_x() + shade.get_width()) == (0.5, 2.5)
+
+
+def test_a_spectrum_without_samples_has_no_more_than_the_exact_parts():
+    count, single, size, _ = plots.spectrum({"net": {"exact": SPECTRUM["exact"]}}).axes
+    assert len(count.lines) == len(size.lines) == 1
+    assert not single.lines
+    assert not size.patches
+
+
+def test_spectra_by_step_draw_a_row_for_each_step_and_a_line_between_stages():
+    found = {"shares": [[0.1, 0.9], [0.3, 0.7], [1.0, 0.0]], "stages": [0, 1, 2]}
+    axes, bar = plots.spectra_by_step(found).axes
+    (image,) = axes.images
+    assert image.get_array().tolist() == [[0.3, 0.7], [1.0, 0.0]]
+    assert [line.get_ydata()[0] for line in axes.lines] == [0.5]
+    assert bar.get_ylabel() == "share of the gradient"

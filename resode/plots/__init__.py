@@ -7,6 +7,7 @@ from resode.plots.deletions import by_number, by_order, lesions
 from resode.plots.depth import convergence
 from resode.plots.frame import COLOURS, GREY, MARKERS, Records, new_figure, tidy
 from resode.plots.learning import training, trajectories
+from resode.plots.path_lengths import spectra_by_step, spectrum
 
 __all__ = [
     "COLOURS",
@@ -18,6 +19,8 @@ __all__ = [
     "convergence",
     "lesions",
     "new_figure",
+    "spectra_by_step",
+    "spectrum",
     "tidy",
     "training",
     "trajectories",

@@ -1,0 +1,32 @@
+"""The ``resode`` command: a module for each subcommand."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from resode.cli.evaluate import Evaluate
+from resode.cli.lesion import Lesion
+from resode.cli.limits import Limits
+from resode.cli.spectrum import Spectrum
+from resode.cli.train import Demo, Train
+from resode.commandline import one_line_errors, read_arguments
+
+__all__ = ["main"]
+
+Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Lesion, tyro.conf.subcommand("lesion")]
+    | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
+    | Annotated[Limits, tyro.conf.subcommand("limits")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; what the user can mend is one line on the standard error, and a non-zero exit."""
+    description = "Residual dynamics: one branch, run as a ResNet or as a neural ODE, and analysed as both."
+    command = read_arguments(Command, "resode", description, arguments)
+    with one_line_errors("resode"):
+        command.run()

@@ -1,0 +1,50 @@
+"""``resode evaluate``."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from resode.blocks.multistep import MULTISTEP
+from resode.cli.common import Folder, said_of, solved_by
+from resode.errors import InvalidInput
+from resode.train.loop import EVALUATION_BATCH
+from resode.train.metrics import evaluate
+from resode.train.recalibrate import recalibrate
+from resode.train.session import load
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Loss and accuracy of a trained net, an ODE net's with another solver if you like.
+
+    Args:
+        run_folder: folder of a run made by resode train.
+        split: train, validation or test.
+        solver: solve the ODE blocks with this solver; an embedded pair (dopri5, ...) chooses its steps.
+        steps: with this many equal steps.
+        rtol: with this relative tolerance, where steps are chosen; 0.001 if not given.
+        atol: with this absolute tolerance, where steps are chosen; 0.001 if not given.
+        recalibrate: first replace batch norm's running statistics by averages over the training set, without dropout
+            and by that solver; the run keeps its own.
+        device: cpu, cuda, cuda:1.
+        data_dir: folder of the data, if it is not where it was in training.
+    """
+
+    run_folder: Folder
+    split: Literal["train", "validation", "test"] = "test"
+    solver: str | None = None
+    steps: int | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    recalibrate: bool = False
+    device: str = "cpu"
+    data_dir: str | None = None
+
+    def run(self) -> None:
+        trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
+        # How a solve is differentiated means nothing here, and the multistep solvers do not have every way.
+        plain = {"gradient": "backprop"} if self.solver in MULTISTEP else {}
+        with solved_by(trained.model, solver=self.solver, steps=self.steps, rtol=self.rtol, atol=self.atol, **plain):
+            if self.recalibrate and not recalibrate(trained.model, trained.data.batches("train", EVALUATION_BATCH)):
+                raise InvalidInput("recalibrate given, and this net has no batch norm")
+            found = evaluate(trained.model, trained.data.batches(self.split, EVALUATION_BATCH))
+        print(f"{self.split}: {said_of(found.to_dict())}, NFE {found.nfe}")
