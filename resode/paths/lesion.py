@@ -148,7 +148,7 @@ def permute(
         for i, j in (drawn.choice(pairs) for _ in range(k)):
             order[i], order[j] = order[j], order[i]
         moved = {place: step for place, step in enumerate(order) if place != step}
-        tau = float(kendalltau(range(len(order)), order).statistic)
+        tau = round(float(kendalltau(range(len(order)), order).statistic), 12)  # 1 and −1 exactly
         found = Lesion(f"{k} swapped", tuple(moved), number=k, draw=draw, tau=tau, order=tuple(moved.values()))
         lesions.append(found)
         networks.append(view.with_steps([view.steps[i] for i in order]))

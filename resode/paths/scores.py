@@ -144,10 +144,16 @@ class Tallies:
         }
 
     def restore(self, state: Mapping[str, Any], device: torch.device | str) -> None:
-        """Go on from a :meth:`state`."""
+        """Go on from a :meth:`state`.
+
+        Raises:
+            ValueError: when it is of another number of networks (and others, when it is no state).
+        """
         self.count = state["count"]
         for name, dtype in _SUMS.items():
             held = state[name]
+            if held is not None and name != "of_class" and len(held) != self.networks:
+                raise ValueError(f"it has the sums of {len(held)} networks, and not of {self.networks}")
             setattr(self, f"_{name}", None if held is None else torch.tensor(held, dtype=dtype, device=device))
 
 
