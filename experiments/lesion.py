@@ -98,7 +98,7 @@ _CIFAR = Config(data="cifar10", flip=True, crop=4, batch_size=128)
 _SMALL = {"depth": 20, "steps": 2, "epochs": 3, "seeds": (0,), "samples": 2000, "most": 8}
 
 CONFIGS = {
-    "smoke": Config(depth=8, width=4, steps=2, convs=2, epochs=1, seeds=(0,), samples=64, most=2, draws=2),
+    "smoke": Config(depth=14, width=4, steps=2, convs=3, epochs=1, seeds=(0,), samples=64, most=2, draws=2),
     "cpu": Config(),
     "cifar": replace(_CIFAR, nets=tuple(net for net in NETS if net != "vgg"), **_SMALL),
     "paper": replace(_CIFAR, epochs=160, steps=8, blocks=5, convs=2, device="cuda"),

@@ -114,21 +114,20 @@ def test_a_spectrum_draws_counts_norms_totals_and_shares():
     count, single, size, share = plots.spectrum({"net": SPECTRUM}).axes
     assert list(count.lines[0].get_ydata()) == [0.25, 0.5, 0.25]
     assert list(single.lines[0].get_ydata()) == [0.1, 0.3, 0.2]
-    exact, totals = (list(line.get_ydata()) for line in size.lines)
+    exact, totals, bar = (list(line.get_ydata()) for line in size.lines)
     assert exact == pytest.approx([0.2, 0.8, 0.4])
     assert totals == pytest.approx([0.2, 1.2, 0.4])
     assert list(share.lines[0].get_ydata()) == [0.2, 0.9, -0.1]
     assert single.get_yscale() == size.get_yscale() == "log"
     assert count.get_yscale() == share.get_yscale() == "linear"
-    (shade,) = size.patches
-    assert (shade.get_x(), shade.get_x() + shade.get_width()) == (0.5, 2.5)
+    assert list(size.lines[2].get_xdata()) == [0.6, 2.4], "the effective lengths, 1 and 2"
+    assert bar[0] == bar[1] < 0.1, "at the bottom of the panel"
 
 
 def test_a_spectrum_without_samples_has_no_more_than_the_exact_parts():
     count, single, size, _ = plots.spectrum({"net": {"exact": SPECTRUM["exact"]}}).axes
     assert len(count.lines) == len(size.lines) == 1
     assert not single.lines
-    assert not size.patches
 
 
 def test_spectra_by_step_draw_a_row_for_each_step_and_a_line_between_stages():

@@ -59,7 +59,7 @@ def by_number(tables: Tables, chance: float | None = None) -> Figure:
         tables: of ``lesion.multiple``.
         chance: the error of guessing, drawn as a line.
     """
-    figure = new_figure(width=5.2, height=3.6)
+    figure = new_figure(width=5.6, height=4.0)
     axes = figure.subplots()
     for (name, table), colour, marker in zip(tables.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         groups = {0: [table["baseline"]["error"]], **_by_number(table)}
@@ -87,7 +87,7 @@ def by_number(tables: Tables, chance: float | None = None) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("number of steps deleted")
     tidy(axes)
-    figure.legend(*legend_of([axes]), frameon=False, fontsize=8, ncols=3, loc="outside upper center")
+    figure.legend(*legend_of([axes]), frameon=False, fontsize=8, ncols=2, loc="outside upper center")
     return figure
 
 
@@ -98,7 +98,7 @@ def by_order(tables: Tables, chance: float | None = None) -> Figure:
         tables: of ``lesion.permute``.
         chance: the error of guessing, drawn as a line.
     """
-    figure = new_figure(width=5.2, height=3.6)
+    figure = new_figure(width=5.6, height=4.0)
     axes = figure.subplots()
     for (name, table), colour, marker in zip(tables.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         made = [lesion for lesion in table["lesions"] if lesion["score"] is not None]
@@ -117,7 +117,7 @@ def by_order(tables: Tables, chance: float | None = None) -> Figure:
     axes.invert_xaxis()
     axes.set_xlabel("Kendall's τ of the order of steps (1: as trained)")
     tidy(axes)
-    figure.legend(*legend_of([axes]), frameon=False, fontsize=8, ncols=3, loc="outside upper center")
+    figure.legend(*legend_of([axes]), frameon=False, fontsize=8, ncols=2, loc="outside upper center")
     return figure
 
 

@@ -19,8 +19,8 @@ def spectrum(found: Mapping[str, Found]) -> Figure:
 
     Four panels: the distribution of path lengths; the mean norm of a single path's gradient; the gradient of each
     length, as the norm of the exact sum over its paths and as the number of paths times the mean norm of one (Veit et
-    al. 2016, figure 6; the lengths that carry most of the latter are shaded), both relative to the norm of the
-    gradient; and the exact share of the gradient.
+    al. 2016, figure 6; a bar at the bottom spans the lengths that carry most of the latter), both relative to the norm
+    of the gradient; and the exact share of the gradient.
 
     Args:
         found: by the name of the net.
@@ -28,7 +28,7 @@ def spectrum(found: Mapping[str, Found]) -> Figure:
     figure = new_figure(2, 2, width=4.6, height=3.2)
     panels = figure.subplots(2, 2)
     (count, single), (size, share) = panels
-    for (name, one), colour, marker in zip(found.items(), COLOURS, MARKERS, strict=False):
+    for i, ((name, one), colour, marker) in enumerate(zip(found.items(), COLOURS, MARKERS, strict=False)):
         exact, sampled, effective = one["exact"], one.get("sampled"), one.get("effective")
         style = {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1.1}
         total = sum(exact["counts"])
@@ -47,7 +47,9 @@ def spectrum(found: Mapping[str, Found]) -> Figure:
                 label=f"{name}: number × mean norm of a path",
             )
         if effective:
-            size.axvspan(effective["first"] - 0.5, effective["last"] + 0.5, color=colour, alpha=0.12, linewidth=0)
+            place, at_bottom = 0.025 + 0.03 * i, size.get_xaxis_transform()
+            ends = [effective["first"] - 0.4, effective["last"] + 0.4]
+            size.plot(ends, [place, place], color=colour, linewidth=3, solid_capstyle="butt", transform=at_bottom)
     share.axhline(0.0, color=GREY, linewidth=0.8)
     labels = {
         count: "share of all paths",

@@ -6,11 +6,11 @@ import json
 import pytest
 
 import experiments.common
+from paper_figs.__main__ import FIGURES, file_name, results_of
 from paper_figs.__main__ import main as draw_all
-from paper_figs.common import RESULTS, provenance, read
+from paper_figs.common import provenance, read
 
-EXPERIMENTS = ("lesion", "convergence", "trajectories", "bench_ode", "gradient_product")
-FIGURES = ("lesion", "convergence", "trajectories", "bench_ode")
+EXPERIMENTS = ("lesion", "spectrum", "convergence", "trajectories", "bench_ode", "gradient_product")
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,10 @@ def test_results_carry_their_provenance(published, name):
     assert {"versions", "device", "git", "command", "time"} <= set(found["environment"])
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_figures_are_drawn_from_results_and_say_which(published, name):
-    found = read(published / f"{name}-smoke.json")
-    figure = importlib.import_module(f"paper_figs.{name}").figure(found)
+@pytest.mark.parametrize("module", FIGURES, ids=lambda module: module.__name__)
+def test_figures_are_drawn_from_results_and_say_which(published, module):
+    found = read(published / f"{module.SOURCE}-smoke.json")
+    figure = module.figure(found)
     assert all(axes.has_data() for axes in figure.axes)
     assert figure.get_supxlabel() == provenance(found)
 
@@ -44,7 +44,8 @@ def test_every_committed_result_of_a_figure_can_be_drawn(tmp_path, monkeypatch, 
     monkeypatch.setattr("paper_figs.__main__.OUT", tmp_path / "out")
     draw_all()
     drawn = {path.stem for path in (tmp_path / "out").glob("*.png")}
-    assert drawn == {path.stem for name in FIGURES for path in RESULTS.glob(f"{name}-*.json")}
+    assert drawn == {file_name(module, path) for module in FIGURES for path in results_of(module)}
+    assert len(drawn) == sum(len(results_of(module)) for module in FIGURES)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
