@@ -25,12 +25,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from resode.blocks.residual import add_branch
 from resode.blocks.solvers import Solve, combine, stage_time
 from resode.dynamics import Increment, Step
 from resode.dynamics.step import identity
 from resode.errors import InvalidInput
 from resode.layers.context import evaluate
-from resode.paths.linear import Identity, Linear, Vectors, linearize
+from resode.paths.linear import Identity, Linear, Vectors, Zero, linearize
 
 Grade = Literal["step", "evaluation"]
 GRADES: tuple[Grade, ...] = ("step", "evaluation")
@@ -49,35 +50,31 @@ class GradedStep:
     ``value`` is the state after the step.
 
     Raises:
-        InvalidInput: for a solver's step whose branch was changed, so that its evaluations are not known.
+        InvalidInput: for a branch of another shape than the shortcut's; a solver's step whose branch was replaced, so
+            that its evaluations of f are not known.
     """
 
     def __init__(self, step: Step, h: Tensor, grade: Grade) -> None:
+        self.has_choice, self.is_counted = step.has_choice, step.is_counted
         self.scale: float | Tensor = 1.0
-        self.shortcut: Linear | Identity | None = None
         self.branch: Stages | None = None
-        if step.has_choice:
+        if self.has_choice:
             self.scale = step.scale.detach() if isinstance(step.scale, Tensor) else step.scale
             self.shortcut = linearize(step.shortcut, h)
             self.branch = branch_stages(step, h, grade)
-            self.post = linearize(step.post, plus(self.shortcut.value, self.branch.value, self.scale))
-        elif step.is_counted:
+            self.post = linearize(step.post, add_branch(self.shortcut.value, self.branch.value, self.scale))
+        elif self.is_counted:
+            self.shortcut = Zero()
             self.branch = branch_stages(step, h, grade)
             self.post = Identity(self.branch.value)
         else:
             # Every path goes this way, and none is longer for it.
             self.shortcut = Identity(h)
-            passes = step.is_deleted and (step.kind == "plain" or _is_identity(step))
-            self.post = linearize(identity if passes else step, h)
+            self.post = linearize(identity if _is_identity(step) else step, h)
 
     @property
     def value(self) -> Tensor:
         return self.post.value
-
-    @property
-    def has_choice(self) -> bool:
-        """Whether a path may go round the branch or through it."""
-        return self.branch is not None and self.shortcut is not None
 
     def pull(self, v: Vectors, most: int | None = None, together: int = 1) -> Vectors:
         """The cotangent Σ_k v_k z^k of the state after the step, pulled back to the state before it.
@@ -89,12 +86,21 @@ class GradedStep:
             together: how many coefficients share a backward pass.
         """
         branch = None if self.branch is None else self.branch.pulling(most)
-        return self._map(v, lambda some: self._sum(self.post.pull(some), branch, "pull"), most, together)
+
+        def apply(some: Vectors) -> Vectors:
+            g = self.post.pull(some)
+            return self._sum(self.shortcut.pull(g), g, branch)
+
+        return self._map(v, apply, most, together)
 
     def push(self, u: Vectors, most: int | None = None, together: int = 1) -> Vectors:
         """The tangent Σ_k u_k z^k of the state before the step, pushed to the state after it; as :meth:`pull`."""
         branch = None if self.branch is None else self.branch.pushing(most)
-        return self._map(u, lambda some: self.post.push(self._sum(some, branch, "push")), most, together)
+
+        def apply(some: Vectors) -> Vectors:
+            return self.post.push(self._sum(self.shortcut.push(some), some, branch))
+
+        return self._map(u, apply, most, together)
 
     def route(self, v: Tensor, through: bool) -> Tensor | None:
         """The cotangent ``v`` pulled back through the branch, or round it by the shortcut; None is zero."""
@@ -119,11 +125,11 @@ class GradedStep:
             found.pop()
         return found
 
-    def _sum(self, some: Vectors, branch: "Recursion | None", way: Literal["pull", "push"]) -> Vectors:
-        round_it = [None] * len(some) if self.shortcut is None else getattr(self.shortcut, way)(some)
+    def _sum(self, around: Vectors, some: Vectors, branch: "Recursion | None") -> Vectors:
+        """What went round the branch, and what goes through it."""
         if branch is None:
-            return round_it
-        return [plus(a, b, self.scale) for a, b in zip(round_it, branch(some), strict=True)]
+            return around
+        return [plus(a, b, self.scale) for a, b in zip(around, branch(some), strict=True)]
 
 
 def branch_stages(step: Step, h: Tensor, grade: Grade) -> "Stages":
@@ -249,5 +255,6 @@ def _slope(solve: Solve, t: float, y: Tensor) -> Tensor:
 
 
 def _is_identity(step: Step) -> bool:
-    """Whether a residual step without its branch does nothing."""
-    return all(map is identity or type(map) is torch.nn.Identity for map in (step.shortcut, step.post))
+    """Whether a step has lost its branch, and does nothing without it."""
+    maps = (step.shortcut, step.post) if step.kind == "residual" else ()
+    return step.is_deleted and all(map is identity or type(map) is torch.nn.Identity for map in maps)

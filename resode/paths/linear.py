@@ -72,13 +72,20 @@ class Linear:
 class Identity:
     """The derivative of the identity, with the face of :class:`Linear`."""
 
-    is_zero = False
-
     def __init__(self, h: Tensor) -> None:
         self.value = h
 
     def pull(self, vectors: Vectors) -> Vectors:
         return vectors
+
+    push = pull
+
+
+class Zero:
+    """The derivative of a constant, with the face of :class:`Linear`."""
+
+    def pull(self, vectors: Vectors) -> Vectors:
+        return [None] * len(vectors)
 
     push = pull
 

@@ -130,7 +130,7 @@ class _Routes:
         v: Tensor | None = self.v
         rest = list(choices)
         for step in reversed(self.steps):
-            v = step.route(v, rest.pop() if step.has_choice else step.shortcut is None)
+            v = step.route(v, rest.pop() if step.has_choice else step.is_counted)
             if v is None:
                 return 0.0
         return float(
@@ -147,7 +147,7 @@ class _Routes:
             yield chosen, self._at_x(v)
             return
         step = self.steps[place - 1]
-        for through in (False, True) if step.has_choice else (step.shortcut is None,):
+        for through in (False, True) if step.has_choice else (step.is_counted,):
             ahead = None if v is None else step.route(v, through)
             yield from self._ahead(place - 1, ahead, (through, *chosen) if step.has_choice else chosen)
 

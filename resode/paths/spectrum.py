@@ -18,9 +18,9 @@ not go round, and they are of order 1.
 
 Veit, Wilber & Belongie 2016 (arXiv 1605.06431, section 4.3) sample single paths, and multiply the mean norm of their
 gradients by their number (:func:`sampled`). This is another quantity. The gradients of the many paths of one length
-point in many directions and cancel, so that the norm of their sum, which is what the gradient is made of, can be
-thousands of times smaller; the norms of the exact parts still add up to more than that of the gradient, since the parts
-cancel, too.
+point in many directions and cancel, so that the norm of their sum, which is what the gradient is made of, can be far
+smaller. The parts of different lengths cancel, too: their norms add up to more than that of the gradient, and their
+signed shares of it (``Spectrum.shares``) to 1.
 
 Everything is computed in evaluation mode, and no gradient of any parameter.
 """
@@ -219,7 +219,7 @@ def jvp(
         direction: of the shape of ``x``; with ``at``, of the state before that step.
 
     Other arguments, and errors, are those of :func:`gradient`. Each J u passes through the graph of a backward pass
-    (see ``paths.linear``), which costs about three times as much as a Jᵀv.
+    (see ``paths.linear``), which costs more than a Jᵀv does.
     """
     counts, most = _lengths(view.steps[at or 0 :], max_length, grade)
     together = _checked_together(together, x := input_of(view, x, at))

@@ -84,7 +84,7 @@ def test_too_many_paths_are_refused_before_anything_is_computed():
 
 
 def test_the_iteration_leaves_modes_and_gradients_to_others():
-    net, x = net_of("basic"), batch("basic", 2)
+    net, x = net_of("preact", scale="skipinit"), batch("preact", 2)  # with scales that are parameters
     for _, gradient in spectrum.paths(dynamics(net), x, cross_entropy):
         assert net.training
         assert torch.is_grad_enabled()

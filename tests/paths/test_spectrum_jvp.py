@@ -115,6 +115,13 @@ def test_a_direction_of_another_shape_is_refused():
         spectrum.jvp(view, X, X, at=9)
 
 
+def test_a_branch_that_would_be_broadcast_is_refused():
+    wrong = Step(kind="residual", branch=lambda t, h: h.sum(1, keepdim=True))
+    view = ResidualDynamics(lambda x: x, [wrong], lambda h: h)
+    with pytest.raises(InvalidInput, match=r"the branch gives \(2, 1\) and the shortcut \(2, 3\)"):
+        spectrum.jvp(view, X, X)
+
+
 def test_a_direction_of_another_type_is_taken_to_that_of_the_state():
     branch = Branch(3, Stack(norm="none"), "mlp").double()
     view = dynamics(ResidualBlock(branch))
