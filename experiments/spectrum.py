@@ -65,8 +65,8 @@ class Config:
     lr: float = 0.1
     flip: bool = False
     crop: int = 0
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    samples: int = 128
+    seeds: tuple[int, ...] = (0, 1, 2)
+    samples: int = 64
     paths: int = 16
     device: str = "cpu"
 
@@ -94,7 +94,7 @@ _CIFAR = Config(data="cifar10", flip=True, crop=4, batch_size=128)
 CONFIGS = {
     "smoke": Config(depth=14, width=4, active=3, steps=2, epochs=1, seeds=(0,), samples=8, paths=2),
     "cpu": Config(),
-    "paper": replace(_CIFAR, epochs=160, steps=8, seeds=(0, 1, 2), device="cuda"),
+    "paper": replace(_CIFAR, epochs=160, steps=8, device="cuda"),
 }
 
 
