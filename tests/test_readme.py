@@ -7,7 +7,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def test_the_code_of_the_readme_runs_and_prints_what_it_says(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     said = re.findall(r"print\(.*\)  # (.*)", code)
