@@ -16,6 +16,7 @@ from resode.blocks import (
 )
 from resode.dynamics import Parts, ResidualDynamics, Step, dynamics
 from resode.dynamics.inference import inference
+from resode.dynamics.inference import inference
 from resode.errors import InvalidInput, ResodeError, RunError, SolverError, TrainingError
 from resode.layers.context import evaluate, interval_time
 from resode.nets import NetConfig, build
@@ -50,6 +51,7 @@ __all__ = [
     "evaluate",
     "fit",
     "gradient_fidelity",
+    "inference",
     "inference",
     "interval_time",
     "limits",
