@@ -16,7 +16,6 @@ from resode.blocks import (
 )
 from resode.dynamics import Parts, ResidualDynamics, Step, dynamics
 from resode.dynamics.inference import inference
-from resode.dynamics.inference import inference
 from resode.errors import InvalidInput, ResodeError, RunError, SolverError, TrainingError
 from resode.layers.context import evaluate, interval_time
 from resode.nets import NetConfig, build
@@ -51,7 +50,6 @@ __all__ = [
     "evaluate",
     "fit",
     "gradient_fidelity",
-    "inference",
     "inference",
     "interval_time",
     "limits",
