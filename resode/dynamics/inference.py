@@ -1,17 +1,18 @@
 """A copy of a network made for speed: to be evaluated many times, and never trained.
 
-What it does, and what each was worth on a CPU with AVX-512 and AMX, for ResNet-110 (16 channels, 32 × 32) in batches of
-64 … 256; the time saved is of what the measures above it left:
+What is done, and how much of the time left it saves on a CPU with AVX-512 and AMX (ResNet-110 with 16 channels on
+32 × 32 images, batches of 64 … 256):
 
-* Batch norms are folded into the convolutions or linear layers before them (see :mod:`resode.layers.fold`): 4 … 12 %.
-* Weights and images lie channels-last in memory, which oneDNN's kernels (and cuDNN's in half precision) work in;
-  otherwise each convolution reorders what it takes and gives: 15 … 25 %, and in half precision half.
-* The sum of a step is written into what its branch gave, and a ReLU after it into the sum: a tensor in place of three,
-  and with it the page faults of large new tensors: 4 … 10 %.
+* Batch norms are folded into the convolutions or linear layers before them (see ``layers.fold``): 4 … 12 %.
+* Weights and images lie channels-last in memory, as oneDNN's kernels work on them (and cuDNN's in half precision);
+  otherwise each convolution reorders what it takes and gives: 16 … 28 %, and half in bfloat16.
+* The sum of a step is written into what its branch gave, and a ReLU after it into the sum: one large new tensor, with
+  its page faults, in place of three: 4 … 13 %.
 * In bfloat16 a convolution takes a fifth of the time where AMX multiplies: two thirds.
 
-Not worth it: ``inference_mode`` in place of ``no_grad`` and weights packed beforehand for oneDNN (no difference);
-``torch.jit``'s frozen graphs (as slow as folded weights channels-last, without the sums in place).
+Measured and left out: ``inference_mode`` in place of ``no_grad``, and weights packed for oneDNN beforehand (nothing);
+``torch.jit``'s frozen graphs (no faster than folded and channels-last); oneDNN's convolution, sum and ReLU as one (a
+third in bfloat16, little in float32), which torch has for its compiler's use alone.
 """
 
 import copy
