@@ -4,6 +4,7 @@ from resode.blocks.branch import KINDS, POST_ACTIVATION, TIMES, Branch
 from resode.blocks.fidelity import FIDELITY_TOLERANCE, Agreement, Fidelity, gradient_fidelity
 from resode.blocks.foreign import convert, refuse_foreign
 from resode.blocks.ode import ODEBlock, solver_settings
+from resode.blocks.projected import ProjectedODE
 from resode.blocks.residual import (
     SCALES,
     SHORTCUTS,
@@ -34,6 +35,7 @@ __all__ = [
     "Fidelity",
     "ODEBlock",
     "PadShortcut",
+    "ProjectedODE",
     "ProjectionShortcut",
     "ResidualBlock",
     "SolveStats",

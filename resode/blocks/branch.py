@@ -25,7 +25,6 @@ gradient): with those norms ``film`` lets more of t through.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -119,8 +118,7 @@ class Branch(nn.Module):
 
     def set_span(self, t0: float, t1: float) -> None:
         """Let the basis of parameters that vary span [``t0``, ``t1``]; beyond it they are as at its ends."""
-        if self.layers.basis is not None:
-            self.layers.basis = replace(self.layers.basis, t0=t0, t1=t1)
+        self.layers.set_span(t0, t1)
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
         """f(t, h).

@@ -112,7 +112,7 @@ class ODEBlock(nn.Module):
         self.compile_mode = "default" if compile is True else compile or None
         self.mask_intervals, self.extra_channels = mask_intervals, extra_channels
         self.kinetic, self.jacobian, self.steer = kinetic, jacobian, steer
-        self._check_settings()
+        self.check_settings()
         check_count(mask_intervals, "mask_intervals")
         if knots is None:
             knots = ADAPTIVE_KNOTS if self.grid_steps is None else self.grid_steps + 1
@@ -135,7 +135,12 @@ class ODEBlock(nn.Module):
             )
         self.scheme()  # a grid that steps over a breakpoint is refused here, before anything is computed
 
-    def _check_settings(self) -> None:
+    def check_settings(self) -> None:
+        """Check the present settings, which may have been changed since the block was made.
+
+        Raises:
+            InvalidInput: when they make no sense.
+        """
         check_solver(
             self.solver,
             self.steps,
@@ -261,7 +266,7 @@ class ODEBlock(nn.Module):
         Raises:
             InvalidInput: when they make no sense, or a fixed grid steps over a breakpoint.
         """
-        self._check_settings()
+        self.check_settings()
         end, steps = self.t1 if end is None else end, self.grid_steps
         if steps is None:
             return self._adaptive(self.t0, end)

@@ -8,6 +8,7 @@ nothing of t, while optimizers, copies and ``state_dict`` see parameters like an
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -33,6 +34,11 @@ class Layers(nn.ModuleList):
     def __init__(self, layers: Iterable[nn.Module] = (), basis: Basis | None = None) -> None:
         super().__init__(layers)
         self.basis = basis
+
+    def set_span(self, t0: float, t1: float) -> None:
+        """Let the basis, if there is one, span [``t0``, ``t1``]."""
+        if self.basis is not None:
+            self.basis = replace(self.basis, t0=t0, t1=t1)
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
         for layer in self:
@@ -131,16 +137,20 @@ def stack_parameters(modules: Sequence[nn.Module], knots: int) -> nn.Module:
     return first
 
 
+def varying_layers(model: nn.Module) -> list[Layers]:
+    """The layers in ``model`` whose parameters vary with t."""
+    return [layers for layers in model.modules() if isinstance(layers, Layers) and layers.basis is not None]
+
+
 def drawn_values(model: nn.Module) -> dict[nn.Parameter, list[Tensor]]:
     """What an initialization should draw of the stacked parameters in ``model``: a view of each of these Θ_k.
 
     They are every Θ_k of the bases of pieces and knots, and Θ_0 of the Fourier basis, whose others are 0 at first, so
     that θ is constant at first.
     """
-    varying = [layers for layers in model.modules() if isinstance(layers, Layers) and layers.basis is not None]
     return {
         stacked: list(stacked.detach()[: drawn_knots(layers.basis)].unbind())
-        for layers in varying
+        for layers in varying_layers(model)
         for stacked in layers.parameters()
     }
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from resode.blocks.ode import ODEBlock
+from resode.blocks.projected import ProjectedODE
 from resode.blocks.solvers import Solve, check_breakpoints, rk_step, uniform_grid
 from resode.blocks.tableaux import TABLEAUX, Tableau
-from resode.dynamics.step import Step
+from resode.dynamics.step import Step, identity
 from resode.errors import InvalidInput
 from resode.layers.context import Field, SolveContext
 
@@ -44,9 +45,10 @@ def read_ode(
     """The steps of ``block`` on ``grid``, or on its own fixed grid, or at the points that it ``accepted``.
 
     Raises:
-        InvalidInput: for a solver without steps of its own, a reversible block, no grid, or one that does not span
-            the block's interval or steps over a breakpoint.
+        InvalidInput: for settings that make no sense, a solver without steps of its own, a reversible block, no grid,
+            or one that does not span the block's interval or steps over a breakpoint.
     """
+    block.check_settings()
     _refuse_other_steps(block, label)
     points = _points(block, label, grid, accepted)
     _check_points(block, label, points)
@@ -54,9 +56,10 @@ def read_ode(
     if extra:
         yield Step(kind="transition", branch=lambda t, h: block.augment(h), stage=stage, label=f"{label} augment")
     tableau = TABLEAUX[block.solver]
+    post = block.post if isinstance(block, ProjectedODE) else identity
     for start, end in pairwise(points):
-        branch = Increment(block.branch, tableau, start, end, (block.t0, block.t1))
-        yield Step(kind="residual", branch=branch, stage=stage, t=start, end=end, label=f"{label} t={start:.3g}")
+        branch, at = Increment(block.branch, tableau, start, end, (block.t0, block.t1)), f"{label} t={start:.3g}"
+        yield Step(kind="residual", branch=branch, post=post, stage=stage, t=start, end=end, label=at)
     if extra:
         yield Step(kind="transition", branch=lambda t, h: h[:, :-extra], stage=stage, label=f"{label} project")
 

@@ -169,9 +169,11 @@ class BatchNorm(_BatchNorm):
             for name in ("running_mean", "running_var"):
                 held = torch.stack([self._at(getattr(self, name), t) for t in knots])
                 setattr(self, name, held[0] if len(knots) == 1 else held)
-            # How many batches each knot has met, as for the mean of all batches (momentum None).
-            batches = self.num_batches_tracked.amin()
-            self.num_batches_tracked = batches if len(knots) == 1 else batches.repeat(len(knots))
+            # How many batches each knot has met, as for the mean of all batches (momentum None): as many as each of the
+            # knots that it is interpolated from.
+            met = self.num_batches_tracked.view(-1)
+            batches = torch.stack([met[[i for i, _ in hat_weights(t, self.knots)]].amin() for t in knots])
+            self.num_batches_tracked = batches[0] if len(knots) == 1 else batches
         self.knots = knots
 
     @outside_graphs
