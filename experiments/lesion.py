@@ -21,6 +21,7 @@ from resode.dynamics.inference import inference
 from resode.nets import Architecture
 from resode.paths import lesion
 from resode.paths.ensemble import subnetworks
+from resode.paths.scores import Score
 from resode.runs import Run
 from resode.stack import Stack
 from resode.train.recipe import Recipe
@@ -126,16 +127,38 @@ def _lesions(config: Config, trained: Trained, out: Run, name: str, whole: bool)
     def how(analysis: str) -> Mapping[str, Any]:
         return {"progress": True, "resume": out.path / "progress" / f"{name}-{analysis}.json"}
 
-    tables = {"single": lesion.single(view, data, **how("single")).to_dict()}
+    found = {"single": _small(lesion.single(view, data, **how("single")))}
     if not whole:
-        return tables
+        return found
     most = min(config.most, sum(step.not_deletable is None for step in view.steps))
-    tables["multiple"] = lesion.multiple(view, data, most=most, draws=config.draws, **how("multiple")).to_dict()
-    tables["permute"] = lesion.permute(view, data, most=config.most, draws=config.draws, **how("permute")).to_dict()
-    tables["stage"] = lesion.stage(view, data, **how("stage")).to_dict()
+    found["multiple"] = _small(lesion.multiple(view, data, most=most, draws=config.draws, **how("multiple")))
+    found["permute"] = _small(lesion.permute(view, data, most=config.most, draws=config.draws, **how("permute")))
+    found["stage"] = _small(lesion.stage(view, data, **how("stage")))
     if any(step.has_choice for step in view.steps):
-        tables["ensemble"] = subnetworks(view, data, progress=True).to_dict()
-    return tables
+        found["ensemble"] = subnetworks(view, data, progress=True).to_dict()
+    return found
+
+
+def _small(table: lesion.LesionTable) -> dict[str, Any]:
+    """A table with no more than the figures draw, to five digits: thousands of lesions are published."""
+
+    def score(found: Score | None) -> dict[str, Any] | None:
+        return found and {"error": round(found.error, 5), "loss": round(found.loss, 5), "count": found.count}
+
+    return {
+        "analysis": table.analysis,
+        "baseline": score(table.baseline),
+        "lesions": [
+            {
+                "label": one.label,
+                "stage": one.stage,
+                "number": one.number,
+                "tau": one.tau and round(one.tau, 5),
+                "score": score(one.score),
+            }
+            for one in table.lesions
+        ],
+    }
 
 
 if __name__ == "__main__":
