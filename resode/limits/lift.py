@@ -153,7 +153,7 @@ def _merge_statistics(branches: list[nn.Module], basis: Basis) -> None:
     L = len(branches)
     width = (basis.t1 - basis.t0) / L
     for norms in zip(*(_of_kind(branch, BatchNorm) for branch in branches), strict=True):
-        if norms[0].track_running_stats:
+        if norms[0].track_running_stats and L > 1:
             for name in ("running_mean", "running_var", "num_batches_tracked"):
                 setattr(norms[0], name, torch.stack([getattr(norm, name) for norm in norms]))
         norms[0].knots = tuple(basis.t0 + i * width for i in range(L))

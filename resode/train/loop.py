@@ -1,7 +1,7 @@
 """``fit``: the training loop, the same for every net."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +16,16 @@ from resode.blocks.transport import collect_penalties
 from resode.data.augment import Augment
 from resode.data.sets import DataSet
 from resode.errors import InvalidInput, RunError, TrainingError
+from resode.nets.refine import refine
 from resode.runs import Run
 from resode.train.metrics import evaluate, first_nonfinite, nfe
 from resode.train.recipe import PRECISIONS, Recipe, learning_rate, make_optimizer
+from resode.train.refinement import Refine
 from resode.train.sampled import SampledSteps
+
+Callback = Callable[[nn.Module, torch.optim.Optimizer, int], bool | None]
+"""Called before each epoch with the model, the optimizer and the number of epochs done. It may change both in place
+(the optimizer must hold the model's parameters afterwards), and returns whether it changed the model's structure."""
 
 EVALUATION_BATCH = 512
 WATCH = 20
@@ -37,6 +43,10 @@ class _State:
     best: dict[str, Tensor] | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
 
+    def begin_level(self) -> None:
+        """The model is another one: its validation is watched anew, as the best weights so far do not fit it."""
+        self.best_accuracy, self.stale, self.best = -1.0, 0, None
+
 
 def fit(
     model: nn.Module,
@@ -45,6 +55,7 @@ def fit(
     *,
     augment: Augment | None = None,
     run: Run | None = None,
+    callbacks: Sequence[Callback] = (),
     progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Train ``model`` on the training split of ``data``, on the device where both are.
@@ -56,6 +67,10 @@ def fit(
     Args:
         augment: augmentation of the training batches.
         run: a run folder to log to, write a checkpoint to after each epoch, and resume from.
+        callbacks: called before each epoch; they may change the structure of ``model`` (:class:`Refine`). When a run is
+            resumed they are called for the epochs that were done, too, on the model as it was built: what they do must
+            follow from the number of the epoch, so that the checkpoint fits the structure they make. Patience counts
+            from the last change of structure.
         progress: show a bar with loss, accuracy, evaluations of f and images per second (where the output is a
             terminal; elsewhere a line an epoch).
 
@@ -70,13 +85,17 @@ def fit(
         RunError: when the checkpoint of ``run`` is not one of ``model``.
     """
     check_fit(model, data, recipe)
+    callbacks = (Refine(recipe.refine), *callbacks)
     optimizer = make_optimizer(recipe, model)
-    state = _State() if run is None else _resume(run, model, optimizer)
+    state = _State() if run is None else _resume(run, model, optimizer, callbacks)
     devices = [data.train.inputs.device] if data.train.inputs.is_cuda else []
     batch = min(recipe.batch_size, len(data.train))
     images = batch * (len(data.train) // batch)
     with torch.random.fork_rng(devices), _Bar(recipe, state, images, progress) as bar:
         while state.epoch < recipe.epochs and not state.stopped:
+            for callback in callbacks:
+                if callback(model, optimizer, state.epoch):
+                    state.begin_level()
             record = _epoch(model, data, recipe, optimizer, augment, state.epoch, bar.batch)
             if len(data.validation):
                 validation = evaluate(model, data.batches("validation", EVALUATION_BATCH))
@@ -95,8 +114,11 @@ def check_fit(model: nn.Module, data: DataSet, recipe: Recipe) -> None:
 
     Raises:
         InvalidInput: for patience without a validation split, a training split smaller than 2, batches of one sample
-            for a net with batch norm, or a number of active steps that ``model`` does not have.
+            for a net with batch norm, a number of active steps that ``model`` does not have, or a refinement of one
+            that cannot be refined.
     """
+    if recipe.refine:
+        refine(model)
     if recipe.active_steps is not None:
         SampledSteps(model, recipe.active_steps)
     if recipe.patience is not None and not len(data.validation):
@@ -228,12 +250,15 @@ def _checkpoint(state: _State, model: nn.Module, optimizer: torch.optim.Optimize
     }
 
 
-def _resume(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> _State:
+def _resume(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, callbacks: Sequence[Callback]) -> _State:
     """The state of the last checkpoint, loaded into ``model`` and ``optimizer``; a new one if there is none."""
     checkpoint = run.load_checkpoint(map_location=next(model.parameters()).device)
     if checkpoint is None:
         run.rewind(0)
         return _State()
+    for epoch in range(checkpoint["epoch"]):
+        for callback in callbacks:
+            callback(model, optimizer, epoch)
     with fitting(run):
         model.load_state_dict(checkpoint.pop("model"))
         optimizer.load_state_dict(checkpoint.pop("optimizer"))

@@ -9,6 +9,7 @@ from torch import nn
 
 from resode.errors import InvalidInput, choose, positive
 from resode.train.penalties import parameter_groups
+from resode.train.refinement import check_epochs
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "step", "constant")
@@ -34,6 +35,8 @@ class Recipe:
         label_smoothing: share of the label that is spread over all classes.
         clip: largest norm of the gradient; none if not given.
         patience: stop after this many epochs without a better validation accuracy, and restore the best weights.
+        refine: after these numbers of epochs, make each residual block two, and each step of an ODE block, and train
+            the deeper net on; never if not given.
         active_steps: train on this many of the residual blocks, drawn anew for each batch, the others being their
             shortcuts (see ``train.sampled``); all if not given.
         precision: float32, or bfloat16 (autocast).
@@ -58,6 +61,7 @@ class Recipe:
     label_smoothing: float = 0.0
     clip: float | None = None
     patience: int | None = None
+    refine: tuple[int, ...] = ()
     active_steps: int | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
@@ -74,6 +78,12 @@ class Recipe:
             positive(value, name)
             if name in ("epochs", "batch_size", "patience", "active_steps") and not isinstance(value, int):
                 raise InvalidInput(f"{name} is {value}: a whole number is expected")
+        check_epochs(self.refine)
+        if self.refine and self.refine[-1] >= self.epochs:
+            raise InvalidInput(
+                f"refine after epoch {self.refine[-1]} of {self.epochs}: nothing would be trained after it; use a "
+                f"number below {self.epochs}"
+            )
         for name in ("momentum", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}: a number in [0, 1) is expected")

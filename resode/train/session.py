@@ -24,6 +24,7 @@ from resode.train import fidelity
 from resode.train.loop import EVALUATION_BATCH, check_fit, fit, fitting
 from resode.train.metrics import evaluate
 from resode.train.recipe import Recipe
+from resode.train.refinement import Refine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +212,7 @@ def load(path: str | Path, *, device: str = "cpu", data_dir: str | None = None) 
     settings = Data(**_known(Data, {**run.config["data"], **({"data_dir": data_dir} if data_dir else {})}))
     seed = run.config["recipe"]["seed"]
     model = nets.build(NetConfig.from_dict(run.config["net"]), seed).to(place)
+    Refine(tuple(run.config["recipe"].get("refine", ()))).replay(model, checkpoint["epoch"])
     with fitting(run):
         model.load_state_dict(checkpoint["model"])
     return Trained(model.eval(), settings.load(seed, place), run)
