@@ -1,6 +1,7 @@
 """Lesions of many steps, of swapped steps, of stages, layers and by any change: against nets run by hand."""
 
 from collections import Counter
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -44,6 +45,14 @@ def tiny(count=5, kind="residual"):
 def tiny_data(count=1):
     generator = torch.Generator().manual_seed(0)
     return [(torch.randn(2, 3, generator=generator), torch.tensor([0, 2])) for _ in range(count)]
+
+
+KINDS = [
+    lesion.single,
+    lesion.stage,
+    partial(lesion.multiple, most=2, draws=3),
+    partial(lesion.permute, most=2, draws=3),
+]
 
 
 # Each table against nets run by hand
@@ -208,6 +217,13 @@ def test_the_pairs_swapped_are_uniform():
     counts_are_uniform([one.steps for one in table.lesions], list(combinations(range(5), 2)))
 
 
+def test_draws_of_different_numbers_are_independent():
+    table = lesion.multiple(tiny(), tiny_data(), numbers=(1, 2), draws=60)
+    one, two = ([set(found.steps) for found in table.lesions if found.number == k] for k in (1, 2))
+    within = sum(a <= b for a, b in zip(one, two, strict=True))
+    assert abs(within - 60 * 2 / 5) < 4 * (60 * 2 / 5 * 3 / 5) ** 0.5
+
+
 def test_no_swaps_leave_the_order_and_no_deletions_the_network():
     table = lesion.permute(tiny(), tiny_data(), numbers=(0,), draws=1)
     (one,) = table.lesions
@@ -259,7 +275,7 @@ def test_the_errors_of_the_classes_add_up_to_the_whole():
     net, data = net_of("basic"), batches("basic", (20, 11), classes=3)
     labels = torch.cat([labels for _, labels in data])
     counts = labels.bincount(minlength=4).tolist()
-    for analysis in (lesion.single, lesion.multiple, lesion.permute, lesion.stage):
+    for analysis in KINDS:
         table = analysis(view_of(net), data, by_class=True)
         for score in (table.baseline, *(one.score for one in table.made)):
             assert len(score.by_class) == 4
@@ -391,7 +407,7 @@ def test_a_model_in_place_of_its_view_is_refused_before_the_data_are_looked_at(a
 
 def test_the_model_is_measured_in_evaluation_mode_and_left_in_its_own():
     net, data = net_of("basic"), batches("basic")
-    expected = {f: f(dynamics(net), data) for f in (lesion.multiple, lesion.permute, lesion.stage)}
+    expected = {analysis: analysis(dynamics(net), data) for analysis in KINDS}
     net.train()
     values = {name: value.clone() for name, value in net.state_dict().items()}
     for analysis, table in expected.items():
