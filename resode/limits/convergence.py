@@ -6,16 +6,17 @@ against the exact flow falls at the solver's order. One that has fitted its own 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from resode.blocks.ode import ODEBlock, solver_settings
+from resode.blocks.projected import ProjectedODE
 from resode.blocks.settings import check_solver
 from resode.blocks.tableaux import TABLEAUX
 from resode.errors import InvalidInput, choose
@@ -23,14 +24,18 @@ from resode.nets.net import evaluating
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 
+Plan = tuple[str, int]
+"""A solver and its number of steps."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """One net evaluated with ``solver`` and ``steps`` steps in each ODE block.
 
     ``logit_error`` is ‖z − z*‖₂/‖z*‖₂ over all samples, with z* the logits of the reference solve; ``order`` is the
-    slope of its logarithm from the evaluation of half as many steps (None where there is none). ``nfe`` counts the
-    evaluations of f in one forward pass.
+    slope of its logarithm from the evaluation of half as many steps (None where there is none). ``stage_errors`` and
+    ``stage_orders`` are the same of the state after each ODE block, in the order of evaluation: one a stage in our ODE
+    nets, and with what the stages before it have added. ``nfe`` counts the evaluations of f in one forward pass.
     """
 
     solver: str
@@ -40,11 +45,22 @@ class Evaluation:
     loss: float
     logit_error: float
     order: float | None
+    stage_errors: tuple[float, ...] = ()
+    stage_orders: tuple[float | None, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Evaluation":
+        """The evaluation of which ``dataclasses.asdict`` (and JSON) made ``values``."""
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 @dataclass(frozen=True)
 class ConvergenceTable:
-    """Evaluations on ``count`` samples against a reference solve of ``reference_steps`` steps of rk4."""
+    """Evaluations on ``count`` samples against a reference solve of ``reference_steps`` steps of ``reference_solver``.
+
+    ``trained`` has the solver and the steps of each ODE block as it was, ``stages`` the names of the blocks whose
+    states are compared, in the order of evaluation.
+    """
 
     count: int
     reference_steps: int
@@ -52,6 +68,8 @@ class ConvergenceTable:
     reference_loss: float
     trained: tuple[tuple[str, int | None], ...]
     evaluations: tuple[Evaluation, ...]
+    reference_solver: str = "rk4"
+    stages: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -64,7 +82,8 @@ class ConvergenceTable:
             **{
                 **values,
                 "trained": tuple((solver, steps) for solver, steps in values["trained"]),
-                "evaluations": tuple(Evaluation(**e) for e in values["evaluations"]),
+                "evaluations": tuple(Evaluation.from_dict(e) for e in values["evaluations"]),
+                "stages": tuple(values.get("stages", ())),
             }
         )
 
@@ -78,79 +97,157 @@ def convergence(
     reference_steps: int | None = None,
     progress: bool = False,
 ) -> ConvergenceTable:
-    """Logits, accuracy and loss of ``net`` with each solver and number of steps, against a reference solve.
+    """Logits, states, accuracy and loss of ``net`` with each solver and number of steps, against a reference solve.
+
+    The reference is made by rk4; by Euler's method for projected dynamics, which no other makes.
 
     Args:
         net: a trained net with ODE blocks; its settings are restored afterwards.
-        data: pairs (x, labels), gone through once for each evaluation.
-        steps: numbers of steps, increasing.
+        data: pairs (x, labels), gone through once.
+        steps: numbers of steps.
         solvers: fixed-step solvers; if None, the one of the net's first block (rk4 if that is adaptive).
-        reference_steps: steps of rk4 in the reference; twice the largest of ``steps`` if None.
+        reference_steps: steps of the reference; twice the largest of ``steps`` if None.
 
     Raises:
-        InvalidInput: for a net without ODE blocks, a solver without fixed steps, no steps or steps below 1, or no
-            data.
+        InvalidInput: for a net without ODE blocks, a solver without fixed steps, no steps, steps below 1 or whose grid
+            steps over a breakpoint, or no data.
     """
-    blocks = [block for block in net.modules() if isinstance(block, ODEBlock)]
+    blocks = {name: block for name, block in net.named_modules() if isinstance(block, ODEBlock)}
     if not blocks:
         raise InvalidInput(
             f"convergence in the number of steps needs a net with ODE blocks, and this {type(net).__name__} has none"
         )
-    own = blocks[0].solver if blocks[0].solver in TABLEAUX and blocks[0].grid_steps is not None else "rk4"
+    trained = tuple((block.solver, block.grid_steps) for block in blocks.values())
+    own = trained[0][0] if trained[0][0] in TABLEAUX and trained[0][1] is not None else "rk4"
     solvers = tuple(choose(s, TABLEAUX, "fixed-step solver") for s in (solvers or (own,)))
     if not steps:
         raise InvalidInput("convergence needs numbers of steps to evaluate the net with, and there is none")
-    reference_steps = 2 * max(steps) if reference_steps is None else reference_steps
-    for n in (*steps, reference_steps):
-        check_solver("rk4", n)
-    data = list(data)
-    plans = [("rk4", reference_steps), *((solver, n) for solver in solvers for n in sorted(steps))]
-    found = [
-        (solver, n, *_evaluate(net, data, solver, n))
-        for solver, n in tqdm(plans, desc="convergence", leave=False, disable=None if progress else True)
-    ]
-    (_, _, reference, labels, _), *rest = found
-    errors = {(s, n): float((z - reference).norm() / reference.norm()) for s, n, z, _, _ in rest}
+    best = "euler" if any(isinstance(block, ProjectedODE) for block in blocks.values()) else "rk4"
+    finest = (best, 2 * max(steps) if reference_steps is None else reference_steps)
+    plans = [(solver, n) for solver in solvers for n in sorted(steps)]
+    for plan in (*plans, finest):
+        _check(net, plan)
+    reference, tallies = _Tally(), {plan: _Tally() for plan in plans}
+    with _states_of(blocks) as states:
+        for x, labels in tqdm(data, desc="convergence", leave=False, disable=None if progress else True):
+            truth = _evaluate(net, x, finest, states)
+            stages = tuple(name for name, _ in states)
+            reference.add(truth, truth, labels, net)
+            for plan, tally in tallies.items():
+                tally.add(_evaluate(net, x, plan, states), truth, labels, net)
+    if not reference.count:
+        raise InvalidInput("convergence needs data to evaluate the net on, and there is none")
+    errors = {plan: tally.errors for plan, tally in tallies.items()}
     return ConvergenceTable(
-        len(labels),
-        reference_steps,
-        _accuracy(reference, labels),
-        float(F.cross_entropy(reference, labels)),
-        tuple((block.solver, block.grid_steps) for block in blocks),
-        tuple(
-            Evaluation(
-                solver,
-                n,
-                nfe,
-                _accuracy(logits, labels),
-                float(F.cross_entropy(logits, labels)),
-                errors[solver, n],
-                _order(errors, solver, n),
-            )
-            for solver, n, logits, _, nfe in rest
-        ),
+        count=reference.count,
+        reference_steps=finest[1],
+        reference_accuracy=reference.accuracy,
+        reference_loss=reference.loss,
+        trained=trained,
+        evaluations=tuple(_evaluation(plan, tally, errors) for plan, tally in tallies.items()),
+        reference_solver=best,
+        stages=stages,
     )
 
 
-def _order(errors: Mapping[tuple[str, int], float], solver: str, steps: int) -> float | None:
-    """log2 of the error at half the steps over the error at ``steps``."""
-    coarse, fine = errors.get((solver, steps // 2)), errors[solver, steps]
-    if steps % 2 or not coarse or not fine:
-        return None
-    return math.log2(coarse / fine)
+def _check(net: nn.Module, plan: Plan) -> None:
+    """Check that every block of ``net`` can be solved so, before anything is evaluated."""
+    solver, steps = plan
+    check_solver(solver, steps)
+    with evaluating(net), solver_settings(net, solver=solver, steps=steps):
+        for block in net.modules():
+            if isinstance(block, ODEBlock):
+                block.scheme()
 
 
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return float((logits.argmax(1) == labels).double().mean())
+States = list[tuple[str, Tensor]]
+"""The state after each ODE block, with the block's name, in the order of evaluation."""
 
 
-def _evaluate(
-    net: nn.Module, data: Sequence[tuple[Tensor, Tensor]], solver: str, steps: int
-) -> tuple[Tensor, Tensor, int]:
-    """All logits and labels, and the evaluations of f in one forward pass."""
-    if not data:
-        raise InvalidInput("convergence needs data to evaluate the net on, and there is none")
+@contextmanager
+def _states_of(blocks: Mapping[str, ODEBlock]) -> Iterator[States]:
+    """A list to which the ``blocks`` append the states that they give."""
+    states: States = []
+
+    def note(block: ODEBlock, inputs: Any, output: Tensor) -> None:
+        states.append((names[block], output.clone()))  # what follows may overwrite it
+
+    names = {block: name for name, block in blocks.items()}
+    hooks = [block.register_forward_hook(note) for block in names]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _evaluate(net: nn.Module, x: Tensor, plan: Plan, states: States) -> list[Tensor]:
+    """The states that ``net`` goes through from ``x``, left in ``states``, too, and the logits last."""
+    solver, steps = plan
+    states.clear()
     with evaluating(net), solver_settings(net, solver=solver, steps=steps, compile_mode=None):
-        logits = torch.cat([net(x) for x, _ in data])
-        nfe = sum(block.stats.nfe_forward for block in net.modules() if isinstance(block, ODEBlock))
-    return logits, torch.cat([labels for _, labels in data]), nfe
+        logits = net(x)
+    return [*(state for _, state in states), logits]
+
+
+@dataclass
+class _Tally:
+    """What one plan gives, summed up over the batches."""
+
+    count: int = 0
+    right: int = 0
+    losses: float = 0.0
+    nfe: int = 0
+    off: list[float] = field(default_factory=list)
+    size: list[float] = field(default_factory=list)
+
+    def add(self, found: list[Tensor], truth: list[Tensor], labels: Tensor, net: nn.Module) -> None:
+        """Add a batch, after its evaluation: states and logits ``found``, and those of the reference."""
+        logits = found[-1]
+        self.count += len(labels)
+        self.right += int((logits.argmax(1) == labels).sum())
+        self.losses += float(F.cross_entropy(logits, labels, reduction="sum"))
+        self.nfe = sum(block.stats.nfe_forward for block in net.modules() if isinstance(block, ODEBlock))
+        nothing = [0.0] * len(truth)
+        self.off = [sum_ + _square(h - g) for sum_, h, g in zip(self.off or nothing, found, truth, strict=True)]
+        self.size = [sum_ + _square(g) for sum_, g in zip(self.size or nothing, truth, strict=True)]
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.count
+
+    @property
+    def loss(self) -> float:
+        return self.losses / self.count
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """The relative error of each state, and of the logits last."""
+        return tuple(math.sqrt(off / size) for off, size in zip(self.off, self.size, strict=True))
+
+
+def _square(x: Tensor) -> float:
+    return float(x.double().square().sum())
+
+
+def _evaluation(plan: Plan, tally: _Tally, errors: Mapping[Plan, tuple[float, ...]]) -> Evaluation:
+    solver, steps = plan
+    coarse = errors.get((solver, steps // 2)) if steps % 2 == 0 else None
+    orders = [_order(a, b) for a, b in zip(coarse or [None] * len(errors[plan]), errors[plan], strict=True)]
+    *stages, logits = zip(errors[plan], orders, strict=True)
+    return Evaluation(
+        solver=solver,
+        steps=steps,
+        nfe=tally.nfe,
+        accuracy=tally.accuracy,
+        loss=tally.loss,
+        logit_error=logits[0],
+        order=logits[1],
+        stage_errors=tuple(error for error, _ in stages),
+        stage_orders=tuple(order for _, order in stages),
+    )
+
+
+def _order(coarse: float | None, fine: float) -> float | None:
+    """log2 of the error at half the steps over the error."""
+    return math.log2(coarse / fine) if coarse and fine else None
