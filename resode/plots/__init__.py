@@ -3,6 +3,7 @@
 Nothing here knows a model: a figure can be drawn again from a run folder without building one.
 """
 
+from resode.plots.certificate import certificate, regime
 from resode.plots.deletions import by_number, by_order, lesions
 from resode.plots.depth import convergence
 from resode.plots.frame import COLOURS, GREY, MARKERS, Records, new_figure, tidy
@@ -16,9 +17,11 @@ __all__ = [
     "Records",
     "by_number",
     "by_order",
+    "certificate",
     "convergence",
     "lesions",
     "new_figure",
+    "regime",
     "spectra_by_step",
     "spectrum",
     "tidy",
