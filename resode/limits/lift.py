@@ -22,6 +22,7 @@ from resode.blocks.derived import Gain, Held, Scaled, Varying, frozen
 from resode.blocks.ode import ODEBlock
 from resode.blocks.projected import ProjectedODE
 from resode.blocks.residual import ResidualBlock
+from resode.blocks.solvers import check_breakpoints, uniform_grid
 from resode.blocks.varying import stack_parameters, varying_layers
 from resode.errors import InvalidInput, choose
 from resode.layers.basis import Basis, knots_of
@@ -47,7 +48,8 @@ def lift(net: nn.Module, basis: str = "constant") -> nn.Module:
     What becomes of the parts of a block:
 
     * Weights (and affine maps of norms) are stacked on the basis, to be trained on. A branch that all blocks of a run
-      share is the field itself, and its weights stay as they are.
+      share is the field itself, and its weights stay as they are (if they vary with t, and jump or bend between two
+      blocks, their values at the blocks are stacked).
     * Running statistics of batch norms become functions of t, linear between the times of the blocks, for both bases.
     * The scale, times L, goes into the field, where the scales of SkipInit are weights like others.
     * Dropout draws a mask for each of the L intervals, as the blocks do. Where it differs from block to block (a linear
@@ -84,14 +86,7 @@ def _flow(blocks: list[ResidualBlock], basis: str) -> ODEBlock:
     L, first = len(blocks), blocks[0]
     t0, t1, moves = _interval([block.t for block in blocks])
     on = Basis(basis, knots_of(basis, L), t0, t1)
-    branch = _field(blocks, on, moves)
-    spans = [(layers.basis.t0, layers.basis.t1) for layers in varying_layers(branch)]
-    if any(span != (t0, t1) for span in spans):
-        raise InvalidInput(
-            f"the blocks stand at times from {t0:g} to {t1:g}, and the weights of their branch vary over {spans[0]}: "
-            "give block l of L the time l/L of that span"
-        )
-    branch = _scaled(branch, [block.scale for block in blocks], (t1 - t0) / L, on)
+    branch = _scaled(_field(blocks, on, moves), [block.scale for block in blocks], (t1 - t0) / L, on)
     settings = {"t0": t0, "t1": t1, "mask_intervals": L if _draws(branch) else 1, "knots": L + 1}
     post = _post(blocks)
     flow = ProjectedODE(branch, post, L, **settings) if post else ODEBlock(branch, "euler", L, **settings)
@@ -120,7 +115,10 @@ def _field(blocks: list[ResidualBlock], basis: Basis, moves: bool) -> nn.Module:
     """The branches of ``blocks`` as one, without their scales."""
     branch = blocks[0].branch
     if len(blocks) > 1 and all(block.branch is branch for block in blocks):
-        return branch if moves else _held(frozen(branch, blocks[0].t), blocks[0].t)
+        if not moves:
+            return _held(frozen(branch, blocks[0].t), blocks[0].t)
+        if _varies_with(branch, len(blocks), basis):
+            return branch
     branches = [frozen(block.branch, block.t) for block in blocks]
     if not moves:
         branches = [_held(each, blocks[0].t) for each in branches]
@@ -130,6 +128,15 @@ def _field(blocks: list[ResidualBlock], basis: Basis, moves: bool) -> nn.Module:
     _merge_statistics(branches, basis)
     _merge_dropout(branches)
     return _stacked(branches, basis)
+
+
+def _varies_with(branch: nn.Module, steps: int, basis: Basis) -> bool:
+    """Whether the weights of ``branch``, if they vary, do so over the span of ``basis``, and smoothly within a step."""
+    try:
+        check_breakpoints(uniform_grid(basis.t0, basis.t1, steps), getattr(branch, "breakpoints", ()))
+    except InvalidInput:
+        return False
+    return all((own.basis.t0, own.basis.t1) == (basis.t0, basis.t1) for own in varying_layers(branch))
 
 
 def _held(branch: nn.Module, t: float) -> nn.Module:
