@@ -3,9 +3,12 @@
 They find the gradient of a residual net of 54 blocks to come from paths of 5 to 17 of them, and train with only 23
 blocks a batch, drawn at random, the others being their shortcuts: the whole net then errs no more than one trained
 whole. It is stochastic depth (Huang et al. 2016, arXiv 1603.09382) with the number of blocks fixed in place of their
-probability.
+probability. As there, what a branch adds is the same in the mean: k of n branches are multiplied by n/k in training,
+so that the whole net can be evaluated as it is (Huang et al. multiply by k/n in evaluation). Without that the states of
+the whole net are larger than any met in training, and its batch norms' statistics are of no use.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +24,8 @@ class SampledSteps(nn.Module):
 
     Args:
         model: any residual network that :func:`resode.dynamics` reads, its ODE blocks excepted.
-        active: the number of residual steps that keep their branch, drawn uniformly from the CPU's random state.
+        active: the number of residual steps that keep their branch, drawn uniformly from the CPU's random state. These
+            branches are multiplied by the number of steps over ``active``.
 
     Raises:
         InvalidInput: for a model that cannot be read or has ODE blocks, or a number of steps it does not have.
@@ -48,8 +52,10 @@ class SampledSteps(nn.Module):
         if not self.training:
             return self.model(x)
         drawn = torch.randperm(len(self._choices))[: self.active].tolist()
-        left_out = set(self._choices).difference(self._choices[i] for i in drawn)
-        steps = [step.deleted() if i in left_out else step for i, step in enumerate(self._view.steps)]
+        kept, factor = {self._choices[i] for i in drawn}, len(self._choices) / self.active
+        steps = list(self._view.steps)
+        for i in self._choices:
+            steps[i] = replace(steps[i], scale=steps[i].scale * factor) if i in kept else steps[i].deleted()
         return self._view.with_steps(steps)(x)
 
     def __reduce__(self) -> tuple[Any, ...]:

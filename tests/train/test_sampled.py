@@ -44,7 +44,7 @@ def test_exactly_that_many_branches_are_evaluated_each_time_anew(active):
     assert all(abs(drawn.count(i) / 60 - active / 6) < 0.25 for i in range(6))
 
 
-def test_the_others_are_their_shortcuts():
+def test_the_others_are_their_shortcuts_and_the_active_ones_stand_for_them():
     net = net_of(stack=Stack(norm="group")).double()
     sampled, called = SampledSteps(net, 2), calls_of(net)
     x = torch.rand(4, 2, 8, 8, dtype=torch.float64)
@@ -52,8 +52,32 @@ def test_the_others_are_their_shortcuts():
     kept = set(called)
     h = net.stem(x)
     for i, block in enumerate(blocks(net)):
-        h = block(h) if i in kept else block.post(block.shortcut(h))
+        h = block.post(block.shortcut(h) + (3.0 * block.branch(block.t, h) if i in kept else 0.0))
     torch.testing.assert_close(out, net.head(h), rtol=1e-14, atol=1e-14)
+
+
+def test_all_steps_active_is_the_net_itself():
+    net, x = net_of(stack=Stack(norm="group")), torch.rand(4, 2, 8, 8)
+    assert torch.equal(SampledSteps(net, 6)(x), net(x))
+
+
+class Constant(torch.nn.Module):
+    """f(t, h) = c, whatever h is."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.register_buffer("c", torch.tensor(c))
+
+    def forward(self, t, h):
+        return self.c.expand_as(h)
+
+
+def test_the_mean_over_the_draws_is_the_whole():
+    net, x = torch.nn.Sequential(*(ResidualBlock(Constant(c)) for c in (1.0, 2.0, 6.0))), torch.zeros(1, 1)
+    sampled = SampledSteps(net, 2)
+    drawn = {float(sampled(x)) for _ in range(60)}
+    assert sorted(drawn) == pytest.approx([1.5 * 3, 1.5 * 7, 1.5 * 8])
+    assert sum(drawn) / 3 == pytest.approx(float(net(x)))
 
 
 def test_evaluation_is_of_the_whole_net_and_draws_nothing():
