@@ -41,6 +41,7 @@ from resode.limits.samples import Batches, Data, count, take
 from resode.limits.signal import Signal, signal
 from resode.limits.swap import Swap, swap
 from resode.limits.verdict import Verdict, no_flow, verdict
+from resode.nets.net import evaluating
 from resode.train.recalibrate import recalibrate
 
 T = TypeVar("T")
@@ -107,13 +108,14 @@ def certificate(
         progress: show a progress bar (on a terminal).
 
     Raises:
-        InvalidInput: for a network without residual steps or that cannot be read, a number below 1, or data that do not
-            do.
+        InvalidInput: for a network without residual steps, that cannot be read, or whose outputs are no numbers; a
+            number below 1; or data that do not do.
     """
     batches = take(data, max(samples, few), dtype)
     net = net if dtype is None else copy.deepcopy(net).to(dtype)
     looked_at = take(batches, few)
     missing: dict[str, str] = {}
+    _require_numbers(net, looked_at)
     with _bar(progress) as step:
         view, view_initial = _view(net, looked_at, read), _initial(initial, looked_at, dtype, read)
         found_regularity = step("regularity", lambda: regularity(view, looked_at, samples=few))
@@ -144,6 +146,12 @@ def certificate(
         lyapunov=rates,
         missing=tuple(missing.items()),
     )
+
+
+def _require_numbers(net: nn.Module, batches: Batches) -> None:
+    with evaluating(net), solver_settings(net, compile_mode=None):
+        if not net(batches[0][0]).isfinite().all():
+            raise InvalidInput("the net's outputs on the data are infinite or no numbers: there is nothing to look at")
 
 
 def _flow(net: nn.Module, missing: dict[str, str]) -> Flow | None:
