@@ -15,12 +15,14 @@ first; the copy's differs where a rounding error lets a ReLU switch.
 All ways take turns, one repetition at a time, after one that is not measured; a ratio is of medians, with the smallest
 and the largest ratio within a round. Weights are random, and the statistics of batch norm those of three batches.
 
-    python -m experiments.bench_paths cpu --publish results     about 6 minutes on 2 CPU cores
+    python -m experiments.bench_paths cpu --publish results     about 5 minutes on 2 CPU cores
     python -m experiments.bench_paths cuda --publish results    on a GPU, where lesioned networks are stacked in a batch
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
@@ -84,7 +86,7 @@ CONFIGS = {
         depth=14, batch=4, spectrum_depth=8, spectrum_batch=2, width=4, side=8, samples=2, few=1, repetitions=1
     ),
     "cpu": Config(),
-    "cuda": Config(batch=128, spectrum_batch=128, repetitions=10, lead_in=1, device="cuda"),
+    "cuda": Config(batch=128, spectrum_batch=128, repetitions=5, lead_in=1, device="cuda"),
 }
 
 
@@ -133,11 +135,26 @@ def memory(config: Config, subject: Subject, streams: int, tick: Callable[[str],
     rows = []
     for deletions in (config.few, None):
         tick("memory")
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        with _returning_memory(), ProcessPoolExecutor(1, get_context("spawn")) as pool:
             peak = pool.submit(lesions.peak, replace(subject), deletions, streams).result()  # without the net it made
         there = len(lesions.identity_blocks(subject.net))
         rows.append({"deletions": there if deletions is None else deletions, "streams": streams, "peak_mib": peak})
     return rows
+
+
+@contextmanager
+def _returning_memory() -> Iterator[None]:
+    """Processes started here return what they free at once: glibc's heap keeps some, which varies from run to run."""
+    name = "MALLOC_MMAP_THRESHOLD_"
+    before = os.environ.get(name)
+    os.environ[name] = str(2**16)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def faults(found: Mapping[str, Any]) -> Iterator[str]:
