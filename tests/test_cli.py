@@ -12,6 +12,7 @@ import torchvision
 from PIL import Image
 
 from resode.cli import main
+from resode.limits import Certificate
 from resode.paths.table import LesionTable
 
 SMALL = ["--net", "resnet", "--depth", "8", "--width", "4", "--epochs", "1", "--batch-size", "256"]
@@ -313,20 +314,37 @@ def test_what_does_not_go_with_a_network_is_refused(images, trained, capsys):
 
 def test_lesion_and_limits_write_results_and_figures(trained, capsys):
     assert call("lesion", str(trained), "--analyses", "single") == 0
-    assert call("limits", str(trained), "--steps", "1", "2", "--solvers", "euler", "rk4") == 0
+    few = ["--samples", "20", "--few", "8"]
+    assert call("limits", str(trained), "--steps", "1", "2", "--solvers", "euler", "rk4", *few) == 0
     said = capsys.readouterr().out
-    for name in ("results/lesion.json", "figures/lesion.png", "results/limits.json", "figures/limits.png"):
-        assert str(trained / name) in said
-        assert (trained / name).stat().st_size > 0
+    for name in ("lesion", "limits", "certificate"):
+        for path in (f"results/{name}.json", f"figures/{name}.png"):
+            assert str(trained / path) in said
+            assert (trained / path).stat().st_size > 0
     assert said.count("cannot be deleted") == 0
     assert len(re.findall(r"^step +\d+", said, re.MULTILINE)) == 3 * 2 + 2
 
 
-def test_limits_of_a_net_without_ode_blocks_is_refused(capsys, tmp_path):
+def test_limits_lifts_a_residual_net_for_its_certificate_and_refuses_a_plain_one(capsys):
     assert call("train", *SMALL, "--out", "run") == 0
     capsys.readouterr()
-    assert call("limits", "run") != 0
+    assert (
+        call("limits", "run", "--samples", "20", "--few", "8", "--split", "validation", "--precision", "float64") == 0
+    )
+    said = capsys.readouterr().out
+    assert "is lifted" in said
+    found = Certificate.from_dict(json.loads((Path("run") / "results" / "certificate-validation.json").read_text()))
+    assert found.lifted
+    assert (found.count, found.swap.count, found.distance.count) == (20, 20, 8)
+    assert found.verdict.words in said
+    assert found.swap.rounding < 1e-12
+    assert found.initial_bias is not None
+    assert call("limits", "run", "--analyses", "convergence") != 0
     assert "ODE blocks" in capsys.readouterr().err
+    assert call("train", "--net", "plain", *SMALL[2:], "--out", "plain") == 0
+    capsys.readouterr()
+    assert call("limits", "plain") != 0
+    assert "no step of the network is residual" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["evaluate", "lesion", "spectrum", "limits"])

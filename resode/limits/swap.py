@@ -76,8 +76,9 @@ class Swap(Record):
         rounding: that product.
         reference: the reference solve.
         evaluations: the net as it is used (factor 1, "as trained") and every other evaluation.
-        critical: the least factor from which on, up to the finest grid and the reference, the net's own solver loses no
-            more than 1% of accuracy against the reference; None if no grid does so.
+        critical: the least factor from which on, up to the finest grid, the net's own solver is as accurate as the
+            reference and as the net is used, to 1%: with fewer steps it collapses. None where there is no such factor:
+            the finest grid is not fine enough, or the net is nothing but on its own.
         critical_steps: the steps of each block at that factor.
     """
 
@@ -214,11 +215,12 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def _critical(solved: dict[tuple[str, float], Solved], reference: tuple[str, float]) -> float | None:
-    """The least factor from which on the net's own solver is as accurate as the reference."""
+    """The least factor from which on the net's own solver is as accurate as the reference, and as the net is used."""
+    needed = max(solved[reference].accuracy, solved["as trained", 1.0].accuracy) - LOSS_OF_ACCURACY
     own = [factor for solver, factor in solved if solver == "as trained" and (solver, factor) != reference]
     critical = None
     for factor in sorted(own, reverse=True):
-        if solved[reference].accuracy - solved["as trained", factor].accuracy > LOSS_OF_ACCURACY:
+        if solved["as trained", factor].accuracy < needed:
             break
         critical = factor
     return critical

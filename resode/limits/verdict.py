@@ -132,7 +132,7 @@ def _accuracy(swap: Swap) -> Check:
     worst = max(solves, key=lambda solved: solved.lost)
     least, lost = worst.lost - worst.lost_margin, worst.lost
     if lost <= LOSS_OF_ACCURACY:
-        words = f"it loses no more than {max(lost, 0.0):.1%} of accuracy by it"
+        words = f"it loses {f'no more than {lost:.1%} of' if lost > 0.0 else 'no'} accuracy by it"
         return Check("accuracy", True, lost, LOSS_OF_ACCURACY, words)
     words = f"accuracy falls by {lost:.1%} (± {worst.lost_margin:.1%}) when the steps are refined"
     if least > LOSS_OF_ACCURACY:

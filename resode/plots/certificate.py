@@ -25,6 +25,7 @@ def certificate(found: Found, title: str = "") -> Figure:
         title: what stands above, before the verdict.
     """
     figure = new_figure(2, 4, width=3.7, height=3.0)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
     (error, accuracy, back, rough), (away, bias, signal, rates) = figure.subplots(2, 4)
     missing = dict(found["missing"])
     verdict = found["verdict"]
@@ -81,10 +82,10 @@ def _accuracy(axes: Axes, swap: Found) -> None:
     solved = [*swap["evaluations"], swap["reference"]]
     for solver, colour, marker in _solvers(solved):
         rows = sorted((e["factor"], e["accuracy"]) for e in solved if e["solver"] == solver)
-        axes.plot(*_columns(rows), color=colour, marker=marker, markersize=4, linewidth=1.2)
+        axes.plot(*zip(*rows, strict=True), color=colour, marker=marker, markersize=4, linewidth=1.2)
     axes.axhline(swap["reference"]["accuracy"], color="black", linewidth=0.9, linestyle="--", label="reference")
     if swap["critical"] is not None:
-        axes.axvline(swap["critical"], color=GREY, linewidth=0.9, linestyle=":", label="no less is needed")
+        axes.axvline(swap["critical"], color=GREY, linewidth=0.9, linestyle=":", label="fewer lose accuracy")
     _factors(axes, [e["factor"] for e in solved])
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -99,7 +100,7 @@ def _reconstruction(axes: Axes, found: Found) -> None:
         axes.axhline(block["rounding"], color=colour, linewidth=0.9, linestyle=":")
     _factors(axes, found["factors"])
     axes.set_yscale("log")
-    axes.set_ylabel("relative error of the input (dotted: rounding)")
+    axes.set_ylabel("error of the input (dotted: rounding)")
     axes.legend(frameon=False, fontsize=SMALL)
 
 
@@ -151,7 +152,8 @@ def _bias(axes: Axes, trained: Found, initial: Found | None) -> None:
             rows = [(i, s) for i, s in enumerate(bias["steps"]) if (s["position"] > 0) is residual]
             shares = [(i, s["branch"] / (s["branch"] + s["shortcut"])) for i, s in rows if s["branch"] + s["shortcut"]]
             axes.plot(
-                *_columns(shares),
+                [i for i, _ in shares],
+                [share for _, share in shares],
                 color=colour,
                 marker=marker,
                 markersize=4,

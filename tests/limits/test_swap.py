@@ -116,6 +116,9 @@ def test_the_critical_steps_are_the_least_from_which_on_nothing_is_lost():
     assert found.critical is None
     assert found.critical_steps is None
     assert swap(growing(4), [(10 * x, y)]).critical_steps == (1,)
+    # Right on its own grid alone: (1 + 2/4)⁴ = 5.06, and 5.96 with 8 steps.
+    x = torch.full((10, 1), 5.0 / 5.5, dtype=torch.float64)
+    assert swap(growing(4), [(x, torch.zeros(10, dtype=torch.int64))]).critical is None
 
 
 def test_data_are_used_up_to_the_number_of_samples():
