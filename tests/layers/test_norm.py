@@ -361,6 +361,19 @@ def test_new_knots_take_the_interpolated_statistics():
     torch.testing.assert_close(norm.running_mean, before[0.125][0])
 
 
+def test_a_new_knot_has_met_as_many_batches_as_each_of_those_it_comes_from():
+    norm = indexed()
+    norm.set_knots((0.0, 0.5, 1.0))
+    norm.num_batches_tracked.copy_(torch.tensor([7, 3, 5]))
+    norm.set_knots((0.0, 0.25, 0.5, 0.75, 1.0, 2.0))
+    assert norm.num_batches_tracked.tolist() == [7, 3, 3, 3, 5, 5]
+    norm.set_knots((0.0, 1.0))
+    assert norm.num_batches_tracked.tolist() == [7, 5]
+    norm.set_knots((1.0,))
+    assert norm.num_batches_tracked.ndim == 0
+    assert norm.num_batches_tracked == 5
+
+
 # --- one momentum update a forward solve -----------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from resode import InvalidInput, NetConfig, ODEBlock, ResidualBlock, Stack, build, solver_settings
-from resode.blocks import TABLEAUX, Branch
+from resode.blocks import TABLEAUX, Branch, ProjectedODE
 from resode.limits import ConvergenceTable, convergence
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "bosh3": 3, "rk4": 4}
@@ -168,6 +168,89 @@ def test_the_data_may_come_from_a_generator():
     assert convergence(net, iter(batches), (1, 2), progress=True) == convergence(net, batches, (1, 2))
 
 
+# By stage
+
+
+def flow_of(time):
+    """exp((t + t³) A), the flow of `Linear` from 0."""
+    return torch.linalg.matrix_exp((time + time**3) * Linear().A)
+
+
+def stages_net():
+    """Two flows with a layer between them: one to t = 1, and one from 0 to 0.8."""
+    torch.manual_seed(1)
+    between, last = nn.Linear(4, 4, dtype=torch.float64), nn.Linear(4, 3, dtype=torch.float64)
+    return nn.Sequential(ODEBlock(Linear()), between, nn.Sequential(ODEBlock(Linear(), t1=0.8)), last)
+
+
+@pytest.mark.parametrize("solver", ["euler", "rk4"])
+def test_errors_by_stage_are_those_of_the_states_to_the_exact_flows(solver):
+    net, batches = stages_net(), data((5, 3, 2))
+    table = convergence(net, batches, (2, 4), [solver], reference_steps=512)
+    assert table.stages == ("0", "2.0")
+    x = torch.cat([x for x, _ in batches])
+    with torch.no_grad():
+        truth = [x @ flow_of(1.0).T]
+        truth.append(net[1](truth[0]) @ flow_of(0.8).T)
+        for each in table.evaluations:
+            with solver_settings(net, solver=solver, steps=each.steps):
+                first = net[0](x)
+                states = [first, net[2](net[1](first))]
+            errors = [float((h - g).norm() / g.norm()) for h, g in zip(states, truth, strict=True)]
+            assert each.stage_errors == pytest.approx(errors, rel=1e-6)
+
+
+def test_orders_by_stage_are_the_solvers():
+    table = convergence(stages_net(), data(), (16, 32), list(ORDERS), reference_steps=512)
+    for coarse, fine in zip(table.evaluations[::2], table.evaluations[1::2], strict=True):
+        assert coarse.stage_orders == (None, None)
+        assert fine.stage_orders == pytest.approx([ORDERS[fine.solver]] * 2, abs=0.2)
+        errors = zip(coarse.stage_errors, fine.stage_errors, strict=True)
+        assert fine.stage_orders == pytest.approx([math.log2(a / b) for a, b in errors])
+
+
+def test_our_nets_have_a_state_for_each_stage():
+    config = NetConfig(net="odenet", width=4, size=(4, 4), classes=3, steps=(1, 2, 3))
+    batches = [(torch.randn(6, 3, 4, 4), torch.zeros(6, dtype=torch.int64))]
+    table = convergence(build(config, seed=0), batches, (1, 2))
+    assert table.stages == ("stages.0.0", "stages.1.1", "stages.2.1")
+    assert all(len(each.stage_errors) == len(each.stage_orders) == 3 for each in table.evaluations)
+
+
+def test_a_block_used_twice_is_two_stages():
+    block = ODEBlock(Linear())
+    net = nn.Sequential(block, nn.Tanh(), block, nn.Linear(4, 3, dtype=torch.float64))
+    table = convergence(net, data(), (1, 2))
+    assert table.stages == ("0", "0")
+    assert len(set(table.evaluations[0].stage_errors)) == 2
+
+
+def test_states_are_those_of_the_blocks_whatever_overwrites_them():
+    torch.manual_seed(0)
+    last = nn.Linear(4, 3, dtype=torch.float64)
+    nets = [nn.Sequential(ODEBlock(Linear()), nn.ReLU(inplace=inplace), last) for inplace in (False, True)]
+    one, other = (convergence(net, data(), (1, 2)) for net in nets)
+    assert one == other
+
+
+def test_no_hook_is_left_on_a_block():
+    net = stages_net()
+    convergence(net, data(), (1,))
+    with pytest.raises(RuntimeError):
+        convergence(net, [(torch.rand(2, 9, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))])
+    assert not any(block._forward_hooks for block in net.modules())
+
+
+def test_projected_dynamics_are_compared_with_themselves_on_a_finer_grid():
+    net = nn.Sequential(ProjectedODE(Linear(), nn.ReLU(), 4), nn.Linear(4, 3, dtype=torch.float64))
+    batches = [(x.abs(), labels) for x, labels in data()]
+    table = convergence(net, batches, (16, 32), reference_steps=512)
+    assert (table.reference_solver, table.evaluations[0].solver) == ("euler", "euler")
+    assert table.evaluations[1].stage_orders[0] == pytest.approx(1, abs=0.3)
+    with pytest.raises(InvalidInput, match="solver='euler' alone"):
+        convergence(net, batches, (16,), ["rk4"])
+
+
 # The net is left alone
 
 
@@ -218,6 +301,7 @@ def test_a_net_without_ode_blocks_is_refused():
         ({"steps": (4, -1)}, "steps is -1"),
         ({"steps": (1.5,)}, "steps is 1.5"),
         ({"steps": (1, 2), "reference_steps": 0}, "steps is 0"),
+        ({"steps": (1, 2), "reference_steps": 1.5}, "steps is 1.5"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_anything_is_evaluated(settings, says):
@@ -225,6 +309,13 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_evaluated(se
     net.register_forward_pre_hook(lambda *_: pytest.fail("the net was evaluated"))
     with pytest.raises(InvalidInput, match=says):
         convergence(net, data(), **settings)
+
+
+def test_grids_that_step_over_a_breakpoint_are_refused_before_anything_is_evaluated():
+    net = nn.Sequential(ODEBlock(Branch(4, kind="mlp", time="constant", knots=2), "euler", 2))
+    net.register_forward_pre_hook(lambda *_: pytest.fail("the net was evaluated"))
+    with pytest.raises(InvalidInput, match=r"3 steps .* breakpoint t = 0\.5"):
+        convergence(net, data(), (2, 3))
 
 
 def test_no_data_is_an_error():
@@ -243,3 +334,15 @@ def test_a_table_survives_json():
     assert again == table
     assert any(each.order is not None for each in again.evaluations)
     assert any(each.order is None for each in again.evaluations)
+    assert all(type(each.stage_errors) is type(each.stage_orders) is tuple for each in again.evaluations)
+
+
+def test_a_table_without_stages_is_read_too():
+    """As it was made before there were any."""
+    held = convergence(linear_net(), data(), (1, 2)).to_dict()
+    del held["stages"], held["reference_solver"]
+    for each in held["evaluations"]:
+        del each["stage_errors"], each["stage_orders"]
+    table = ConvergenceTable.from_dict(json.loads(json.dumps(held)))
+    assert (table.stages, table.reference_solver, table.evaluations[0].stage_errors) == ((), "rk4", ())
+    assert table.evaluations[1].order is not None
