@@ -177,7 +177,7 @@ def _view(net: nn.Module, batches: Batches, read: Reader | None) -> ResidualDyna
         for block in net.modules():
             if isinstance(block, ODEBlock):
                 other = {"solver": "rk4", "steps": block.grid_steps} if block.solver in MULTISTEP else {}
-                stack.enter_context(solver_settings(block, gradient="backprop", **other))
+                stack.enter_context(solver_settings(block, gradient="backprop", compile_mode=None, **other))
         return dynamics(net, batches[0][0], read=read)
 
 

@@ -275,8 +275,8 @@ def image_data(count=6):
     [
         {"net": "odenet", "kind": "preact", "solver": "euler", "steps": (2, 1, 3)},
         {"net": "odenet", "kind": "preact", "solver": "bosh3", "rtol": 0.03, "atol": 0.03, "extra_channels": 1},
-        {"net": "odenet", "kind": "preact", "steps": 2, "gradient": "reversible", "time": "linear"},
-        {"net": "odenet", "kind": "preact", "solver": "explicit_adams", "steps": 4},
+        {"net": "odenet", "kind": "preact", "steps": 1, "gradient": "reversible", "time": "linear"},
+        {"net": "odenet", "kind": "preact", "solver": "explicit_adams", "steps": 2},
         {"net": "resnet", "depth": 14, "kind": "preact", "scale": "skipinit"},
         {"net": "resnet", "depth": 14},
     ],
