@@ -61,7 +61,7 @@ def test_the_ends_of_the_ranges_are_taken(settings):
 def test_a_recipe_survives_json_and_cannot_be_changed():
     recipe = Recipe(milestones=(0.3, 0.6), clip=1.0, patience=3)
     values = json.loads(json.dumps(asdict(recipe)))
-    assert Recipe(**{**values, "milestones": tuple(values["milestones"])}) == recipe
+    assert Recipe(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}) == recipe
     with pytest.raises(FrozenInstanceError):
         recipe.lr = 1.0
 
