@@ -2,7 +2,8 @@
 
 ``lesion`` measures a network without some of its steps, or with them in another order; ``interventions`` are the words
 for such changes. ``spectrum`` sorts its gradient by the lengths of paths, exactly; ``lengths`` counts paths.
-``ensemble`` averages sub-networks. All of them act on a view that :func:`resode.dynamics` gives of any residual network.
+``ensemble`` averages sub-networks. All of them act on a view that :func:`resode.dynamics` gives of any residual
+network.
 """
 
 from resode.paths import ensemble, interventions, lengths, lesion, spectrum
