@@ -6,16 +6,31 @@ from types import ModuleType
 from paper_figs import (
     bench_ode,
     convergence,
+    degradation,
     lesion,
     lesion_number,
     lesion_order,
+    scaling_at_init,
+    scaling_trained,
     spectrum,
     spectrum_by_step,
     trajectories,
 )
 from paper_figs.common import OUT, RESULTS, read
 
-FIGURES = (lesion, lesion_number, lesion_order, spectrum, spectrum_by_step, convergence, trajectories, bench_ode)
+FIGURES = (
+    lesion,
+    lesion_number,
+    lesion_order,
+    spectrum,
+    spectrum_by_step,
+    convergence,
+    scaling_at_init,
+    scaling_trained,
+    degradation,
+    trajectories,
+    bench_ode,
+)
 
 
 def main() -> None:

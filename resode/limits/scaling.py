@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -101,7 +102,12 @@ class ScalingTable:
 
 
 def scaling(
-    stage: Stage, depths: Sequence[int] = DEPTHS, seeds: Sequence[int] = (0, 1, 2), *, progress: bool = False
+    stage: Stage,
+    depths: Sequence[int] = DEPTHS,
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
 ) -> ScalingTable:
     """Measure ``stage`` at each depth, from each seed, and fit exponents.
 
@@ -115,19 +121,19 @@ def scaling(
     check_depths(depths, seeds)
     plan = [(depth, seed) for seed in seeds for depth in depths]
     bar = tqdm(plan, desc="scaling", leave=False, disable=None if progress else True)
-    return tabulate(stage, [measure(stage, depth, seed) for depth, seed in bar])
+    return tabulate(stage, [measure(stage, depth, seed, device=device) for depth, seed in bar])
 
 
-def measure(stage: Stage, depth: int, seed: int) -> Growth:
+def measure(stage: Stage, depth: int, seed: int, *, device: str | torch.device = "cpu") -> Growth:
     """One forward and one backward pass through ``depth`` blocks, from a Gaussian state and cotangent.
 
-    Weights, state and cotangent are drawn from ``seed``, independently of each other.
+    Weights, state and cotangent are drawn from ``seed``, independently of each other, the same on every device.
 
     Raises:
         InvalidInput: for a depth below 1.
     """
-    drawn = DrawnStage(stage, depth, seed)
-    h, g = normal((2, *stage.shape), seed, 0)
+    drawn = DrawnStage(stage, depth, seed, device)
+    h, g = normal((2, *stage.shape), seed, 0).to(device)
     states = list(drawn.states(h))
     *_, pulled = drawn.pull_back(states, g)
     return Growth(

@@ -84,17 +84,17 @@ class Stage:
 
 
 class DrawnStage:
-    """A stage of ``depth`` blocks with the weights of ``seed``, in double precision.
+    """A stage of ``depth`` blocks with the weights of ``seed``, in double precision, on ``device``.
 
     A block's weights are there only while it is used: one block stands for all of them.
     """
 
-    def __init__(self, stage: Stage, depth: int, seed: int = 0) -> None:
+    def __init__(self, stage: Stage, depth: int, seed: int = 0, device: str | torch.device = "cpu") -> None:
         self.stage, self.depth = stage, depth
         branch = stage.branch()
         self._draws = DepthDraws(branch, depth, stage.weights, seed, stage.length_scale)
         scale = SKIPINIT if stage.beta == SKIPINIT else depth ** -float(stage.beta)
-        self._block = ResidualBlock(branch, scale=scale).double().requires_grad_(False)
+        self._block = ResidualBlock(branch, scale=scale).double().to(device).requires_grad_(False)
 
     def block(self, index: int) -> ResidualBlock:
         """Block ``index``, counted from 0, until another one is asked for."""

@@ -4,11 +4,13 @@ Nothing here knows a model: a figure can be drawn again from a run folder withou
 """
 
 from resode.plots.certificate import certificate, regime
+from resode.plots.degradation import degradation
 from resode.plots.deletions import by_number, by_order, lesions
 from resode.plots.depth import convergence
 from resode.plots.frame import COLOURS, GREY, MARKERS, Records, new_figure, tidy
 from resode.plots.learning import training, trajectories
 from resode.plots.path_lengths import spectra_by_step, spectrum
+from resode.plots.scaling import growth, trained_by_depth
 
 __all__ = [
     "COLOURS",
@@ -19,12 +21,15 @@ __all__ = [
     "by_order",
     "certificate",
     "convergence",
+    "degradation",
+    "growth",
     "lesions",
     "new_figure",
     "regime",
     "spectra_by_step",
     "spectrum",
     "tidy",
+    "trained_by_depth",
     "training",
     "trajectories",
 ]

@@ -10,7 +10,18 @@ from paper_figs.__main__ import FIGURES, file_name, results_of
 from paper_figs.__main__ import main as draw_all
 from paper_figs.common import provenance, read
 
-EXPERIMENTS = ("lesion", "spectrum", "convergence", "trajectories", "bench_ode", "gradient_product", "bench_paths")
+EXPERIMENTS = (
+    "lesion",
+    "spectrum",
+    "convergence",
+    "scaling_at_init",
+    "scaling_trained",
+    "degradation",
+    "trajectories",
+    "bench_ode",
+    "gradient_product",
+    "bench_paths",
+)
 
 
 @pytest.fixture(scope="module")
