@@ -82,7 +82,7 @@ def trained_by_depth(cases: Sequence[Mapping[str, Any]]) -> Figure:
         row, index = panels[optimizers.index(case["optimizer"])], names.index(_case_name(case))
         style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
         for axes, look in zip(row, LOOKS, strict=True):
-            _seeds(axes, case["trainings"], look.of, _power(look.exponent(case)), style)
+            _seeds(axes, case["trainings"], look.of, _power(look.exponent(case)), 0.97 - 0.05 * index, style)
     for row, optimizer in zip(panels, optimizers, strict=True):
         for axes, look in zip(row, LOOKS, strict=True):
             axes.set_ylabel(look.label, fontsize=8)
@@ -199,9 +199,10 @@ def _seeds(
     trainings: Sequence[Mapping[str, Any]],
     look: Callable[[Mapping[str, Any]], float],
     label: str | None,
+    place: float,
     style: Mapping[str, Any],
 ) -> None:
-    """Every seed, their mean where none diverged, and a cross where one did."""
+    """Every seed, their mean where none diverged, and a cross at the height ``place`` where one did."""
     found: dict[int, list[float]] = {}
     diverged = {t["blocks"] for t in trainings if t["diverged"] is not None}
     for t in trainings:
@@ -212,8 +213,8 @@ def _seeds(
         axes.plot(*zip(*points, strict=True), ".", color=style["color"], markersize=2.5)
     whole = [depth for depth in sorted(found) if depth not in diverged]
     axes.plot(whole, [mean(found[d]) for d in whole], **style, markersize=3.5, linewidth=1.2, label=label)
-    at_top = axes.get_xaxis_transform()
-    axes.plot(sorted(diverged), [0.97] * len(diverged), "x", color=style["color"], markersize=4, transform=at_top)
+    by_height = axes.get_xaxis_transform()
+    axes.plot(sorted(diverged), [place] * len(diverged), "x", color=style["color"], markersize=4, transform=by_height)
 
 
 def _slopes(axes: Axes, depths: Sequence[int], exponents: Sequence[float]) -> None:
