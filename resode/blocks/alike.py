@@ -5,17 +5,27 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from resode.blocks.residual import ResidualBlock
+from resode.layers.conv import Conv2d, Linear
+from resode.layers.dropout import Dropout
 from resode.layers.norm import BatchNorm
 
-OF_TIME = ("t", "p", "dropconnect", "knots", "training")
-"""Settings that may differ between the blocks of one stage: their times, their dropout, and their mode."""
+BY_PLACE: dict[type[nn.Module], set[str]] = {
+    ResidualBlock: {"t"},
+    BatchNorm: {"knots"},
+    Dropout: {"p"},
+    Conv2d: {"dropconnect"},
+    Linear: {"dropconnect"},
+}
+"""Settings of our own modules that may differ from block to block of a stage: times, and the schedule of dropout."""
 
 
 def difference(one: nn.Module, other: nn.Module) -> str | None:
     """What tells ``other`` from ``one``, in words; None if they are the same but for the values they have learned.
 
-    Compared are the classes of their modules, the numbers and names that these hold as plain attributes (but for
-    `OF_TIME`), the shapes of parameters, and the values of buffers other than the running statistics of batch norms.
+    Compared are the classes of their modules, the numbers and names that these hold as plain attributes (but for their
+    modes and what is `BY_PLACE`), the shapes of parameters, and the values of buffers other than the running statistics
+    of batch norms.
     """
     mine, its = dict(one.named_modules()), dict(other.named_modules())
     if mine.keys() != its.keys():
@@ -44,10 +54,11 @@ def _differences(one: nn.Module, other: nn.Module) -> str | None:
 
 def _settings(module: nn.Module) -> dict[str, object]:
     plain = int | float | str | tuple | None
+    left_out = {"training"}.union(*(names for kind, names in BY_PLACE.items() if isinstance(module, kind)))
     return {
         name: value
         for name, value in vars(module).items()
-        if not name.startswith("_") and name not in OF_TIME and isinstance(value, plain)
+        if not name.startswith("_") and name not in left_out and isinstance(value, plain)
     }
 
 

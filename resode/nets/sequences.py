@@ -16,7 +16,8 @@ def is_sequence(module: nn.Module) -> bool:
 
 def keeps_shape(module: nn.Module) -> bool:
     """Whether ``module`` is a residual block with the identity as its shortcut: a step of a stage."""
-    return isinstance(module, ResidualBlock) and isinstance(module.shortcut, nn.Identity)
+    is_block = isinstance(module, ResidualBlock) and type(module).forward is ResidualBlock.forward
+    return is_block and isinstance(module.shortcut, nn.Identity)
 
 
 def block_sequences(net: nn.Module) -> list[nn.Sequential]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from resode import Branch, ODEBlock, ResidualBlock, Stack
+from resode import Branch, Dropout, ODEBlock, ResidualBlock, Stack
 from resode.blocks import TIMES, ProjectedODE
 from resode.blocks.alike import difference
 from resode.blocks.derived import Gain, Held, Scaled, Varying, frozen
@@ -185,6 +185,14 @@ def test_other_layers_settings_and_shapes_are_named(make, says):
     found = difference(Branch(4), make())
     assert found is not None
     assert re.search(says, found), found
+
+
+def test_the_place_of_a_block_tells_it_apart_in_our_own_layers_alone():
+    one, other = (Branch(4, Stack(dropout=Dropout(p=p))) for p in (0.1, 0.2))
+    assert difference(ResidualBlock(one, t=0.0), ResidualBlock(other, t=0.5)) is None
+    one, other = Wave(), Wave()
+    one.p, other.p = 2, 3  # of a norm, say
+    assert difference(one, other) == "they (Wave) differ in p: 2 and 3"
 
 
 def test_parameters_and_buffers_are_compared_by_shape_and_value():

@@ -344,6 +344,13 @@ class Strange(nn.Module):
         return h + self.layer(h)
 
 
+class Doubled(ResidualBlock):
+    """A residual block that computes something else."""
+
+    def forward(self, h):
+        return super().forward(2 * h)
+
+
 def hidden():
     class Hidden(nn.Module):
         def __init__(self):
@@ -361,6 +368,7 @@ def hidden():
         (lambda: build(NetConfig(net="odenet", width=4)), "it is continuous already"),
         (lambda: nn.Sequential(Strange(), Strange()), "no residual block of ours"),
         (lambda: torchvision.models.resnet18(), "ResNet cannot be lifted: it holds no residual block of ours"),
+        (lambda: nn.Sequential(*(Doubled(Wave()) for _ in range(2))), "no residual block of ours"),
         (hidden, "blocks.0 stands in no nn.Sequential"),
     ],
 )
