@@ -17,6 +17,12 @@ So p > 0 is an explosion, p < 0 leaves the identity, and only p = 0 is a non-tri
 Cohen et al. 2021, arXiv 2105.12245; Hayou et al. 2021, arXiv 2010.12859). With the learned factor of SkipInit, which
 starts at 0, the stage is the identity at any depth (De & Smith 2020, arXiv 2002.10444).
 
+Without a norm ‖g_0‖/‖g_L‖ goes as ‖h_L‖/‖h_0‖ does. With batch norm in the mlp, independent weights and β = 0 it grows
+faster: the variance over the batch that the norm divides by is 1 + (1 − 1/π) l before block l, since 1/π of E relu(z)²
+is the square of the mean, which the norm removes. So ‖g_0‖² is about Π_l (1 + 1/(1 + (1 − 1/π) l)) ‖g_L‖², and the
+gradient goes like L^(π/(2(π − 1))) = L^0.73 where the state goes like L^0.5: polynomial, where without the norm both
+go like 2^(L/2).
+
 The exponents are all multiples of ½ (for the β of 0, ½ and 1 that are in use), so that the verdict draws its lines half
 way between them, at ±¼: it is given where the whole 95% interval of p lies on one side of them, and "undecided" is the
 verdict otherwise. A quantity that grows faster than any power shows in local exponents that grow (:class:`Exponent`).

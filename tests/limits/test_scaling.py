@@ -180,6 +180,16 @@ def test_a_branch_normalized_at_its_entry_has_a_share_of_the_variance_as_one_ove
     assert float(offset) == pytest.approx(float(1 / v), abs=1.0)
 
 
+def test_batch_norm_lets_gradients_grow_as_a_power_that_the_mean_of_a_relu_gives():
+    """Block l multiplies ‖g‖² by 1 + 1/(variance over the batch), which grows by 1 − 1/π with each block."""
+    for depth in (8, 32):
+        squares = [measure(stage(0.0, norm="batch", batch=64), depth, seed).gradient ** 2 for seed in range(6)]
+        expected = math.prod(1 + 1 / (1 + (1 - 1 / math.pi) * index) for index in range(depth))
+        # Widths and batches are finite, and sums of ReLUs not quite Gaussian.
+        assert mean(squares) == pytest.approx(expected, rel=0.2)
+        assert mean(squares) > 1.4 * (1 + depth), "what it would be if the variance grew by 1, as the square does"
+
+
 @pytest.mark.parametrize(("beta", "p"), [(0.0, 0.5), (0.5, 0.0), (1.0, -0.5)])
 def test_convolutions_scale_as_vectors_do(beta, p):
     table = scaling(stage(beta, norm="batch", kind="preact", channels=6, side=4), SHALLOW, SEEDS)
