@@ -7,6 +7,7 @@ from paper_figs import (
     bench_ode,
     convergence,
     degradation,
+    depth_limit,
     lesion,
     lesion_number,
     lesion_order,
@@ -28,6 +29,7 @@ FIGURES = (
     scaling_at_init,
     scaling_trained,
     degradation,
+    depth_limit,
     trajectories,
     bench_ode,
 )

@@ -17,6 +17,7 @@ EXPERIMENTS = (
     "scaling_at_init",
     "scaling_trained",
     "degradation",
+    "depth_limit",
     "trajectories",
     "bench_ode",
     "gradient_product",
