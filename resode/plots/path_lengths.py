@@ -10,6 +10,11 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from resode.plots.frame import COLOURS, GREY, MARKERS, legend_of, new_figure, tidy
 
+LEAST = 1e-8
+"""Parts smaller than this share of the gradient are not drawn."""
+NOTHING = 1e-3
+"""Nor the lengths beyond which all shares of the gradients of steps are below this, but for two."""
+
 Found = Mapping[str, Any]
 """What ``resode spectrum`` saves: "exact" (``Spectrum.to_dict``), and perhaps "sampled" and "effective"."""
 
@@ -63,6 +68,7 @@ def spectrum(found: Mapping[str, Found]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         tidy(axes)
     size.set_yscale("log")
+    size.set_ylim(bottom=max(size.get_ylim()[0], LEAST))
     if single.lines:
         single.set_yscale("log")
     count.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -80,6 +86,8 @@ def spectra_by_step(found: Mapping[str, Any]) -> Figure:
     figure = new_figure(width=6.4, height=4.6)
     axes: Axes = figure.subplots()
     rows = found["shares"][1:]
+    last = max((k for row in rows for k, share in enumerate(row) if abs(share) > NOTHING), default=0)
+    rows = [row[: last + 3] for row in rows]
     image = axes.imshow(rows, aspect="auto", origin="lower", cmap="RdBu_r", norm=CenteredNorm(), interpolation="none")
     stages = found["stages"][:-1]
     for i in range(1, len(stages)):
