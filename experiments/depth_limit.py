@@ -176,7 +176,7 @@ CONFIGS = {
     "smoke": replace(_POINTS, trained=(("euler", 2), ("rk4", 1)), epochs=1, batch_size=512, seeds=(0, 1), samples=64),
     "cpu": Config(),
     "points": _POINTS,
-    # ResNet-20, -38 and -110 have 3, 6 and 18 blocks a stage, or evaluations of f: equal ones of Euler's and of rk4.
+    # ResNet-20, -38 and -110 have 3, 6 and 18 blocks a stage: so many steps of Euler's, and untied blocks beside them.
     "paper": Config(
         data="cifar10",
         trained=(("euler", 1), ("euler", 2), ("euler", 3), ("euler", 6), ("euler", 18), ("rk4", 1), ("rk4", 4)),

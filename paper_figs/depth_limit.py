@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from statistics import mean
+from math import nan
+from statistics import mean, median
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -59,23 +60,28 @@ def figure(published: Mapping[str, Any]) -> Figure:
     return sign(drawn, published)
 
 
+def _number(value: float | None) -> float:
+    """Infinities are null in JSON: states that refined steps let grow without bound. They are not drawn."""
+    return nan if value is None else value
+
+
 def _named(net: Mapping[str, Any]) -> str:
     return f"{net['solver']}, {net['count']} step{'s' * (net['count'] != 1)}"
 
 
 def _curves(axes: Axes, seeds: Sequence[Mapping[str, Any]], key: str, colour: str, label: str | None = None) -> None:
-    """By evaluations of f, with the trained net's own solver: the seeds' mean, and every seed as it was trained."""
+    """By evaluations of f, with the trained net's own solver: the seeds' median, and every seed as it was trained."""
     if not seeds:
         return
     curves = [
-        {one["nfe"]: one[key] for one in each["certificate"]["swaps"] if one["solver"] == "as trained"}
+        {one["nfe"]: _number(one[key]) for one in each["certificate"]["swaps"] if one["solver"] == "as trained"}
         for each in seeds
     ]
     counts = sorted(curves[0])
     for curve in curves:
         axes.plot(counts, [curve[n] for n in counts], color=colour, linewidth=0.5, alpha=0.5)
-    means = [mean(curve[n] for curve in curves) for n in counts]
-    axes.plot(counts, means, color=colour, linewidth=1.4, label=label)
+    middle = [median(curve[n] for curve in curves) for n in counts]
+    axes.plot(counts, middle, color=colour, linewidth=1.4, label=label)
     for each, curve in zip(seeds, curves, strict=True):
         marker = VERDICTS[each["certificate"]["near_ode"]][0]
         own = each["evaluations"]
