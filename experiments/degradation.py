@@ -4,7 +4,7 @@ Plain and residual nets of the same depths, widths and recipe are trained from s
 error of every epoch is kept (He et al. 2016, arXiv 1512.03385, figures 1 and 6). Nothing is chosen by the test error:
 all nets get the same recipe, and are looked at as they are at its end.
 
-    python -m experiments.degradation cpu --publish results                      digits, depths 20 to 110, 15 minutes
+    python -m experiments.degradation cpu --publish results                      digits, depths 20 to 110, 8 minutes
     python -m experiments.degradation paper --data-dir data --publish results    CIFAR-10, depths 20 to 110, a GPU
 """
 
