@@ -9,8 +9,8 @@ place of its ODE blocks: nothing; a single residual block (one Euler step); resi
 many as the ODE block has steps (equal parameters); and residual blocks with weights of their own, as many as it has
 evaluations of f (equal evaluations). The residual nets are lifted, and certified as well.
 
-    python -m experiments.depth_limit cpu --publish results       digits; 20 minutes
-    python -m experiments.depth_limit points --publish results    circles in the plane; 10 minutes
+    python -m experiments.depth_limit cpu --publish results       digits; 10 minutes
+    python -m experiments.depth_limit points --publish results    circles in the plane; 8 minutes
     python -m experiments.depth_limit paper --data-dir data --publish results    CIFAR-10, to ResNet-110's blocks, a GPU
 
 Interrupted at any moment, it takes up its work where it was: at the last epoch of the training under way.

@@ -107,7 +107,7 @@ def _of_nets(axes: Axes, nets: Sequence[Mapping[str, Any]]) -> None:
         axes.errorbar(
             places, means, sizes, color=colour, marker=marker, markersize=4, linewidth=1.2, capsize=2, label=label
         )
-        if what == "flow":
+        if what == "flow":  # what they would answer as ODEs
             exact = [mean(each["certificate"]["reference"]["accuracy"] for each in net["seeds"]) for net in ones]
             axes.plot(
                 places,
@@ -116,7 +116,7 @@ def _of_nets(axes: Axes, nets: Sequence[Mapping[str, Any]]) -> None:
                 marker=marker,
                 mfc="white",
                 linestyle=":",
-                label="their flows, solved finely",
+                label=f"their flows, {solver}",
             )
     for net in nets:
         if net["what"] == "nothing" and net["accuracy"]:
