@@ -5,7 +5,7 @@ to block, smooth in depth, or the same in all blocks, with and without a norm, a
 the identity, or a non-trivial limit (Marion et al. 2022, arXiv 2206.06929; De & Smith 2020, arXiv 2002.10444)? What
 becomes of such nets in training is asked by ``experiments.scaling_trained``.
 
-    python -m experiments.scaling_at_init cpu --publish results       vectors; about 6 minutes on a CPU core
+    python -m experiments.scaling_at_init cpu --publish results       vectors; about 5 minutes on a CPU core
     python -m experiments.scaling_at_init conv --publish results      convolutions, depths to 256; about 5 minutes
     python -m experiments.scaling_at_init paper --publish results     convolutions, depths to 1000, a GPU
 """

@@ -6,7 +6,7 @@ increments of the state scale with the depth as those of an ODE, of a diffusion,
 2105.12245; Marion et al. 2022, arXiv 2206.06929)? What training changes in the weights is looked at by itself, too: the
 weights it begins with would hide it.
 
-    python -m experiments.scaling_trained cpu --publish results      digits as vectors, to 64 blocks; 10 minutes
+    python -m experiments.scaling_trained cpu --publish results      digits as vectors, to 64 blocks; 5 minutes
     python -m experiments.scaling_trained conv --publish results     digits, convolutions; 15 minutes
     python -m experiments.scaling_trained paper --data-dir data --publish results     CIFAR-10 to 128 blocks, a GPU
 """
