@@ -6,7 +6,7 @@ the identity, or a non-trivial limit (Marion et al. 2022, arXiv 2206.06929; De &
 becomes of such nets in training is asked by ``experiments.scaling_trained``.
 
     python -m experiments.scaling_at_init cpu --publish results       vectors; about 5 minutes on a CPU core
-    python -m experiments.scaling_at_init conv --publish results      convolutions, depths to 256; about 5 minutes
+    python -m experiments.scaling_at_init conv --publish results      convolutions, depths to 256; about 2 minutes
     python -m experiments.scaling_at_init paper --publish results     convolutions, depths to 1000, a GPU
 """
 
