@@ -27,8 +27,9 @@ BIN := .venv/bin
 demo: .venv/.resode  ## train three nets on digits, analyse them, write a report (about 3 minutes)
 	@$(BIN)/resode demo
 
-test: .venv/.resode-test  ## run the whole test suite
-	@$(BIN)/python -m pytest
+# A file of tests stays in one process, with the nets that its tests share.
+test: .venv/.resode-test  ## run the whole test suite, on all cores
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-full: .venv/.resode-test  ## check gradients on every solver x mode x norm x dropout into results/ (6 minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m experiments.gradient_product cpu --out "runs/test-full/$$(date +%Y%m%d-%H%M%S)" --publish results

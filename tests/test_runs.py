@@ -629,7 +629,8 @@ def test_a_key_is_never_lost_or_renamed_in_silence(value):
         jsonable(value)
 
 
-def test_environment_says_where_and_when():
+def test_environment_says_where_and_when(monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["/somewhere/bin/python", "-m", "experiments.lesion", "cpu"])
     here = environment("cpu")
     assert json.loads(json.dumps(here)) == here
     assert here["versions"]["torch"] == torch.__version__
@@ -638,7 +639,7 @@ def test_environment_says_where_and_when():
     assert here["device"]["name"]
     assert here["threads"] == torch.get_num_threads()
     assert here["time"].endswith("+00:00")
-    assert "pytest" in here["command"]
+    assert here["command"] == "python -m experiments.lesion cpu"
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
