@@ -7,12 +7,11 @@ increments of the state scale with the depth as those of an ODE, of a diffusion,
 weights it begins with would hide it.
 
     python -m experiments.scaling_trained cpu --publish results      digits as vectors, to 64 blocks; 5 minutes
-    python -m experiments.scaling_trained conv --publish results     digits, convolutions; 15 minutes
-    python -m experiments.scaling_trained paper --data-dir data --publish results     CIFAR-10 to 128 blocks, a GPU
+    python -m experiments.scaling_trained paper --data-dir data --publish results     CIFAR-10, convolutions, a GPU
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -81,8 +80,6 @@ class Config:
         return Recipe(epochs=self.epochs, batch_size=self.batch_size, optimizer=optimizer, lr=lr, warmup=1.0, seed=seed)
 
 
-_CONV = Config(kind="preact", width=8)
-
 CONFIGS = {
     "smoke": Config(
         cases=(("0", "iid"), ("1", "smooth")),
@@ -94,10 +91,9 @@ CONFIGS = {
         seeds=(0, 1),
     ),
     "cpu": Config(),
-    "conv": _CONV,
-    "paper": replace(
-        _CONV,
+    "paper": Config(
         data="cifar10",
+        kind="preact",
         width=16,
         blocks=(8, 16, 32, 64, 128),
         epochs=30,
