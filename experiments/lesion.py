@@ -6,7 +6,7 @@ deleted; random pairs of steps are swapped; every stage is deleted; and random s
 Belongie 2016, arXiv 1605.06431, section 4).
 
     python -m experiments.lesion cpu --publish results                      digits, 54 blocks, about 20 minutes
-    python -m experiments.lesion cifar --data-dir data --publish results    CIFAR-10, 9 blocks, an hour
+    python -m experiments.lesion cifar --data-dir data --publish results    CIFAR-10, 9 blocks
     python -m experiments.lesion paper --data-dir data --publish results    CIFAR-10, 54 blocks, a GPU
 """
 

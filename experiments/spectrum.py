@@ -5,7 +5,7 @@ anew for each batch (23 of 54 in Veit, Wilber & Belongie 2016, arXiv 1605.06431,
 on test samples is then sorted by the length of its paths: exactly, and as Veit et al. sample it; before training and
 after.
 
-    python -m experiments.spectrum cpu --publish results                      digits, 54 blocks, about 10 minutes
+    python -m experiments.spectrum cpu --publish results                      digits, 54 blocks, about 20 minutes
     python -m experiments.spectrum paper --data-dir data --publish results    CIFAR-10, 54 blocks, a GPU
 """
 

@@ -1,18 +1,17 @@
 """A copy of a network made for speed: to be evaluated many times, and never trained.
 
-What is done, and how much of the time left it saves on a CPU with AVX-512 and AMX (ResNet-110 with 16 channels on
-32 × 32 images, batches of 64 … 256):
+What is done (``python -m experiments.bench_paths`` measures what it comes to, in float32 and in bfloat16):
 
-* Batch norms are folded into the convolutions or linear layers before them (see ``layers.fold``): 4 … 12 %.
+* Batch norms are folded into the convolutions or linear layers before them (see ``layers.fold``).
 * Weights and images lie channels-last in memory, as oneDNN's kernels work on them (and cuDNN's in half precision);
-  otherwise each convolution reorders what it takes and gives: 16 … 28 %, and half in bfloat16.
+  otherwise each convolution reorders what it takes and gives.
 * The sum of a step is written into what its branch gave, and a ReLU after it into the sum: one large new tensor, with
-  its page faults, in place of three: 4 … 13 %.
-* In bfloat16 a convolution takes a fifth of the time where AMX multiplies: two thirds.
+  its page faults, in place of three.
+* In bfloat16 convolutions are several times as fast where AMX multiplies.
 
-Measured and left out: ``inference_mode`` in place of ``no_grad``, and weights packed for oneDNN beforehand (nothing);
-``torch.jit``'s frozen graphs (no faster than folded and channels-last); oneDNN's convolution, sum and ReLU as one (a
-third in bfloat16, little in float32), which torch has for its compiler's use alone.
+Tried on such a CPU and left out: ``inference_mode`` in place of ``no_grad``, and weights packed for oneDNN beforehand,
+gained nothing; ``torch.jit``'s frozen graphs are no faster than folded and channels-last; oneDNN's convolution, sum and
+ReLU as one are, in bfloat16, but torch has them for its compiler's use alone.
 """
 
 import copy
@@ -61,8 +60,8 @@ def inference(
     Args:
         model, example, grid, read: as in :func:`resode.dynamics`. What follows what is found on (two of) ``example``.
         dtype: of parameters and states; the model's own if None. In bfloat16 and float16 the head and the batch norms
-            that are not folded keep the model's own, and so do the logits. bfloat16 moves the logits of a net of 110
-            layers by some 0.3 % with random weights, and by some 1.5 % with trained ones.
+            that are not folded keep the model's own, and so do the logits. How far bfloat16 moves the logits depends on
+            the weights: trained ones of a deep net round worse than those it began with.
         fold: fold batch norms. By default they are, unless that moves the logits on the example by more than rounding
             explains: a deep net that was not trained well may enlarge any rounding, and is then left as it is.
         channels_last: lay images and the weights of convolutions channels-last.

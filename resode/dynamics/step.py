@@ -79,8 +79,8 @@ class Step:
         if self.kind != "residual":
             return self.branch(self.t, h)
         total = self.sum(h)
-        # The sum is a new tensor, unlike what ``post`` is given in a deleted step. On a CPU, where a large new tensor
-        # costs page faults, a net of ReLU's takes some 5% less time.
+        # The sum is a new tensor, unlike what ``post`` is given in a deleted step. On a CPU a large new tensor costs
+        # page faults.
         return total.relu_() if self.post is torch.relu else self.post(total)
 
     def sum(self, h: Tensor) -> Tensor:
