@@ -1,6 +1,5 @@
 """What every experiment does alike: its command line, its run folder, and the publishing of its results."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, make_dataclass
@@ -10,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from resode.commandline import one_line_errors, read_arguments
-from resode.runs import Run, jsonable, write_atomic
+from resode.runs import Run, digest, jsonable, write_atomic
 
 C = TypeVar("C")
 
@@ -38,7 +37,7 @@ def main(
     chosen = read_arguments(commands, program, question, arguments)
     name = type(chosen).__name__
     with one_line_errors(program):
-        label = name if chosen.config == configs[name] else f"{name}-{_digest(chosen.config)}"
+        label = name if chosen.config == configs[name] else f"{name}-{digest(chosen.config)}"
         out = chosen.out or Path("runs") / "experiments" / f"{experiment}-{label}"
         folder = execute(chosen.config, run, out)
         print("Run:", folder.path)
@@ -77,7 +76,3 @@ def _command(name: str, config: Any) -> type:
     out = Annotated[Path | None, tyro.conf.arg(help="Folder of the run.")]
     publish = Annotated[Path | None, tyro.conf.arg(help="Copy the results, with their provenance, into this folder.")]
     return make_dataclass(name, [settings, ("out", out, None), ("publish", publish, None)], frozen=True)
-
-
-def _digest(config: Any) -> str:
-    return hashlib.sha256(json.dumps(jsonable(config), sort_keys=True).encode()).hexdigest()[:8]

@@ -16,7 +16,7 @@ from experiments.common import main
 from experiments.training import trained
 from resode import nets
 from resode.data.augment import Augment
-from resode.limits.exponents import interval
+from resode.intervals import interval
 from resode.nets import Architecture
 from resode.runs import Run
 from resode.stack import Stack

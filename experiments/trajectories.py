@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from experiments.common import main
-from resode.blocks import ODEBlock
+from resode.blocks.ode import ode_blocks
 from resode.nets import Architecture
 from resode.nets.net import evaluating
 from resode.runs import Run
@@ -60,7 +60,7 @@ def run(config: Config, out: Run) -> None:
     folder = out.path / "training"
     score = train(setup, folder, device=config.device, progress=True).result("train")
     trained = load(folder, device=config.device)
-    block = next(module for module in trained.model.modules() if isinstance(module, ODEBlock))
+    (block,) = ode_blocks(trained.model).values()
     x, labels = next(trained.data.batches("test", config.points))
     with evaluating(trained.model):
         paths = block.trajectory(x, torch.linspace(0.0, 1.0, config.times).tolist())

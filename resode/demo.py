@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 import torch
-from scipy.special import stdtrit
 
 from resode import plots, runs
 from resode.dynamics import dynamics
+from resode.intervals import half_width
 from resode.limits.convergence import convergence
 from resode.nets import Architecture
 from resode.paths import lesion
@@ -175,8 +175,7 @@ def _accuracy_table(results: Mapping[str, list[Mapping[str, Any]]]) -> Table:
 
 def _interval(values: list[float]) -> str:
     """The mean, and half the width of its 95% interval by Student's t."""
-    n = len(values)
-    return f"{mean(values):.1%}" + (f" ± {stdtrit(n - 1, 0.975) * stdev(values) / n**0.5:.1%}" if n > 1 else "")
+    return f"{mean(values):.1%}" + (f" ± {half_width(values):.1%}" if len(values) > 1 else "")
 
 
 def _degradation(results: Mapping[str, list[Mapping[str, Any]]]) -> str:

@@ -3,7 +3,7 @@
 from resode.blocks.branch import KINDS, POST_ACTIVATION, TIMES, Branch
 from resode.blocks.fidelity import FIDELITY_TOLERANCE, Agreement, Fidelity, gradient_fidelity
 from resode.blocks.foreign import convert, refuse_foreign
-from resode.blocks.ode import ODEBlock, solver_settings
+from resode.blocks.ode import ODEBlock, ode_blocks, solver_settings
 from resode.blocks.projected import ProjectedODE
 from resode.blocks.residual import (
     SCALES,
@@ -46,6 +46,7 @@ __all__ = [
     "gradient_fidelity",
     "make_scale",
     "make_shortcut",
+    "ode_blocks",
     "refuse_foreign",
     "solver_settings",
 ]

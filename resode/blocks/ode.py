@@ -363,6 +363,11 @@ def _refuse_nested(branch: nn.Module) -> None:
         raise InvalidInput("the branch holds an ODE block: a solve within each evaluation of a solve is not supported")
 
 
+def ode_blocks(model: nn.Module) -> dict[str, ODEBlock]:
+    """The ODE blocks of ``model``, each once, by their names in it."""
+    return {name: block for name, block in model.named_modules() if isinstance(block, ODEBlock)}
+
+
 SETTINGS = (
     "solver",
     "steps",
@@ -396,7 +401,7 @@ def solver_settings(model: nn.Module, **settings: object) -> Iterator[None]:
         settings = {**dict.fromkeys(OF_ADAPTIVE), **settings}
     elif solver is not None or {"rtol", "atol"} & {name for name, value in settings.items() if value is not None}:
         settings = {"steps": None, **settings}
-    blocks = [block for block in model.modules() if isinstance(block, ODEBlock)]
+    blocks = list(ode_blocks(model).values())
     before = [{name: getattr(block, name) for name in settings} for block in blocks]
     try:
         for block in blocks:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 from torch import nn
 
-from resode.blocks.ode import ODEBlock, solver_settings
+from resode.blocks.ode import ode_blocks, solver_settings
 from resode.errors import InvalidInput
 
 Folder = Annotated[Path, tyro.conf.Positional]
@@ -19,11 +19,6 @@ def of_split(name: str, split: str) -> str:
     return name if split == "test" else f"{name}-{split}"
 
 
-def ode_blocks(model: nn.Module) -> list[ODEBlock]:
-    """The ODE blocks of ``model``."""
-    return [block for block in model.modules() if isinstance(block, ODEBlock)]
-
-
 def solved_by(model: nn.Module, **settings: Any) -> AbstractContextManager[None]:
     """The ODE blocks of ``model`` with those ``settings`` that were given.
 
@@ -31,8 +26,7 @@ def solved_by(model: nn.Module, **settings: Any) -> AbstractContextManager[None]
         InvalidInput: for settings that no block of the model would heed.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    blocks = ode_blocks(model)
-    if given and not blocks:
+    if given and not ode_blocks(model):
         raise InvalidInput(f"{', '.join(given)} given, and this net has no ODE block")
     return solver_settings(model, **given)
 

@@ -1,7 +1,5 @@
 """``resode lesion``."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,6 +9,7 @@ from resode.paths import lesion
 from resode.paths.ensemble import EnsembleTable, subnetworks
 from resode.paths.table import LesionTable
 from resode.report import png
+from resode.runs import digest
 
 Analysis = Literal["single", "multiple", "permute", "stage", "layer", "ensemble"]
 
@@ -62,9 +61,8 @@ class Lesion:
         if analysis in ("multiple", "permute"):
             settings |= {"most": self.most, "draws": self.draws, "seed": self.seed}
         # The progress file of other settings is another file.
-        asked = json.dumps([analysis, settings, self.subject.split, self.subject.limit, self.subject.precision])
-        digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
-        resume = look.run.path / "progress" / f"lesion-{analysis}-{digest}.json"
+        asked = [analysis, settings, self.subject.split, self.subject.limit, self.subject.precision]
+        resume = look.run.path / "progress" / f"lesion-{analysis}-{digest(asked)}.json"
         analyse = getattr(lesion, analysis)
         return analyse(look.view, look.batches, **settings, streams=self.streams, progress=True, resume=resume)
 

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 
 from resode import nets, plots
-from resode.cli.common import Folder, ode_blocks, of_split
+from resode.blocks.ode import ode_blocks
+from resode.cli.common import Folder, of_split
 from resode.data.dataset import Batches
 from resode.errors import InvalidInput
 from resode.limits.certificate import Certificate, certificate

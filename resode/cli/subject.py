@@ -1,7 +1,5 @@
 """The network that an analysis looks at, and the data it looks with: a run of ours, or a model by name."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,7 +10,8 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from resode.cli.common import ode_blocks, of_split, solved_by
+from resode.blocks.ode import ode_blocks
+from resode.cli.common import of_split, solved_by
 from resode.data.dataset import Batches
 from resode.data.stream import ImageStream
 from resode.dynamics import ResidualDynamics, dynamics
@@ -20,7 +19,7 @@ from resode.dynamics.inference import inference
 from resode.errors import InvalidInput
 from resode.nets import zoo
 from resode.paths.lesion import Data
-from resode.runs import Run
+from resode.runs import Run, digest
 from resode.train.session import check_device, load
 
 
@@ -115,11 +114,12 @@ class Subject:
             raise InvalidInput(f"the {self.split} split of {self.network} is empty: choose another")
         example = next(iter(batches))[0]
         # A reversible step acts on two coupled states, and is no residual step; its tableau's own step is.
-        plain = {"gradient": "backprop"} if any(b.gradient == "reversible" for b in ode_blocks(trained.model)) else {}
+        blocks = ode_blocks(trained.model).values()
+        plain = {"gradient": "backprop"} if any(block.gradient == "reversible" for block in blocks) else {}
         if plain:
             print("The net was trained with reversible steps; here its ODE blocks make the plain ones of their solver.")
         with solved_by(trained.model, solver=self.solver, steps=self.steps, **plain):
-            if any(block.grid_steps is None for block in ode_blocks(trained.model)):
+            if any(block.grid_steps is None for block in blocks):
                 print("The ODE blocks choose their steps; here they make those that they choose on the first batch.")
             view = self._view(trained.model, example, exact)
             where = trained.run.path if self.out is None else self.out
@@ -157,8 +157,7 @@ class Subject:
         return {name: value for name, value in asdict(self).items() if name not in ("out", "device", "batch_size")}
 
     def _default_folder(self) -> Path:
-        digest = hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode()).hexdigest()[:8]
-        return Path("runs") / f"{self.network.replace(':', '-').replace('/', '-')}-{digest}"
+        return Path("runs") / f"{self.network.replace(':', '-').replace('/', '-')}-{digest(self._settings())}"
 
     def _folder(self, path: Path) -> Run:
         return Run.create(path, {"subject": self._settings()}, device=self.device)

@@ -1,7 +1,5 @@
 """``resode demo`` and ``resode train``."""
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Annotated
 from resode import demo
 from resode.cli.common import Flat, said_of
 from resode.nets.config import Architecture
-from resode.runs import jsonable
+from resode.runs import digest
 from resode.stack import Stack
 from resode.train import fidelity
 from resode.train.recipe import Recipe
@@ -74,9 +72,5 @@ class Train:
 
 def default_name(setup: Setup) -> str:
     """A folder's name for a training, told apart from that of any other settings by a hash."""
-
-    settings = json.dumps(jsonable(setup), sort_keys=True)
     data = re.sub(r"[^a-z0-9]+", "-", setup.data.data.lower()).strip("-")[-30:]
-    return (
-        f"{data}-{setup.architecture.net}-seed-{setup.recipe.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
-    )
+    return f"{data}-{setup.architecture.net}-seed-{setup.recipe.seed}-{digest(setup)}"

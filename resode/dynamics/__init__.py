@@ -20,7 +20,7 @@ and the view is compared with the model all the same.
 import torch
 from torch import Tensor, nn
 
-from resode.blocks.ode import ODEBlock
+from resode.blocks.ode import ODEBlock, ode_blocks
 from resode.dynamics import timm, torchvision
 from resode.dynamics.ode import Grid, Increment
 from resode.dynamics.own import Accepted, read_net, read_sequence
@@ -61,7 +61,7 @@ def read_on(
     model: nn.Module, example: Tensor | None = None, grid: Grid | None = None, read: Reader | None = None
 ) -> tuple[ResidualDynamics, Tensor | None]:
     """:func:`dynamics`, and the input on which it was compared with the model (None where no input is known)."""
-    blocks = [block for block in model.modules() if isinstance(block, ODEBlock)]
+    blocks = list(ode_blocks(model).values())
     if grid is not None and not blocks:
         raise InvalidInput(f"grid is {grid}, and this {type(model).__name__} has no ODE block: leave it out")
     with evaluating(model):
@@ -71,9 +71,10 @@ def read_on(
         x = example if example is not None else _random_input(model, parts.shape)
         if x is None:
             return view, None
+        view, last = view.measured_to_end(x)
         if grid is None:  # on another grid the view is another net
-            _require_equal(view(x), model(x), type(model).__name__)
-        return view.measured(x), x
+            _require_equal(view.head(last), model(x), type(model).__name__)
+        return view, x
 
 
 def _parts(model: nn.Module, grid: Grid | None, accepted: Accepted) -> Parts:

@@ -171,6 +171,12 @@ def numbered(path: str, stage: int, modules: Iterable[nn.Module]) -> Iterator[Bl
         yield Block(f"{path}.{i}", stage, module)
 
 
+def resnet_blocks(model: Any) -> Iterator[Block]:
+    """The blocks of a ResNet's ``layer1`` … ``layer4``."""
+    for i, stage in enumerate((model.layer1, model.layer2, model.layer3, model.layer4)):
+        yield from numbered(f"layer{i + 1}", i, stage)
+
+
 def image_shape(model: nn.Module, height: int = 64, width: int = 64) -> Shape:
     """(C, height, width), with as many channels as the model's first convolution takes."""
     first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))

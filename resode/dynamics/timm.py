@@ -30,6 +30,7 @@ from resode.dynamics.additions import (
     known_class,
     numbered,
     read_blocks,
+    resnet_blocks,
     transition,
 )
 from resode.dynamics.parts import Parts, Reader
@@ -108,11 +109,9 @@ _RESNET = {
 
 
 def _read_resnet(model: Any) -> Parts:
-    stages = [model.layer1, model.layer2, model.layer3, model.layer4]
-    blocks = (block for i, stage in enumerate(stages) for block in numbered(f"layer{i + 1}", i, stage))
     return Parts(
         stem=lambda x: chain(x, model.conv1, model.bn1, model.act1, model.maxpool),
-        steps=read_blocks(model, blocks, _RESNET),
+        steps=read_blocks(model, resnet_blocks(model), _RESNET),
         head=model.forward_head,
         shape=image_shape(model),
     )

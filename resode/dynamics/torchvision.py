@@ -30,6 +30,7 @@ from resode.dynamics.additions import (
     plain,
     read_blocks,
     require_known,
+    resnet_blocks,
     transition,
 )
 from resode.dynamics.parts import Parts, Reader, children_of, unreadable
@@ -66,11 +67,9 @@ _RESNET = {
 
 
 def _read_resnet(model: Any) -> Parts:
-    stages = [model.layer1, model.layer2, model.layer3, model.layer4]
-    blocks = (block for i, stage in enumerate(stages) for block in numbered(f"layer{i + 1}", i, stage))
     return Parts(
         stem=lambda x: chain(x, model.conv1, model.bn1, model.relu, model.maxpool),
-        steps=read_blocks(model, blocks, _RESNET),
+        steps=read_blocks(model, resnet_blocks(model), _RESNET),
         head=lambda h: model.fc(torch.flatten(model.avgpool(h), 1)),
         shape=image_shape(model),
     )

@@ -58,8 +58,13 @@ class ResidualDynamics:
 
     def measured(self, x: Tensor) -> "ResidualDynamics":
         """The same steps with the shapes that they meet on the input ``x``."""
+        return self.measured_to_end(x)[0]
+
+    def measured_to_end(self, x: Tensor) -> "tuple[ResidualDynamics, Tensor]":
+        """:meth:`measured`, and the state after the last step."""
+        shapes = []
         with self.evaluation():
-            shapes = [tuple(h.shape[1:]) for h in self.states(x)]
-        return self.with_steps(
-            [replace(step, shapes=pair) for step, pair in zip(self.steps, pairwise(shapes), strict=True)]
-        )
+            for h in self.states(x):
+                shapes.append(tuple(h.shape[1:]))
+        steps = [replace(step, shapes=pair) for step, pair in zip(self.steps, pairwise(shapes), strict=True)]
+        return self.with_steps(steps), h

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from resode import plots
 from resode.blocks.multistep import MULTISTEP
-from resode.blocks.ode import ODEBlock, solver_settings
+from resode.blocks.ode import ode_blocks, solver_settings
 from resode.dynamics import ResidualDynamics, dynamics
 from resode.dynamics.parts import Reader
 from resode.errors import InvalidInput
@@ -174,10 +174,9 @@ def _way_back(flow: Flow, batches: Batches, few: int, missing: dict[str, str]) -
 def _view(net: nn.Module, batches: Batches, read: Reader | None) -> ResidualDynamics:
     """The net as steps; where its solver's own are none (reversible, multistep), those of its tableau, or of rk4."""
     with ExitStack() as stack:
-        for block in net.modules():
-            if isinstance(block, ODEBlock):
-                other = {"solver": "rk4", "steps": block.grid_steps} if block.solver in MULTISTEP else {}
-                stack.enter_context(solver_settings(block, gradient="backprop", compile_mode=None, **other))
+        for block in ode_blocks(net).values():
+            other = {"solver": "rk4", "steps": block.grid_steps} if block.solver in MULTISTEP else {}
+            stack.enter_context(solver_settings(block, gradient="backprop", compile_mode=None, **other))
         return dynamics(net, batches[0][0], read=read)
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resode.blocks.ode import ODEBlock, solver_settings
+from resode.blocks.ode import ODEBlock, ode_blocks, solver_settings
 from resode.blocks.projected import ProjectedODE
 from resode.blocks.settings import check_solver
 from resode.blocks.tableaux import TABLEAUX
@@ -112,7 +112,7 @@ def convergence(
         InvalidInput: for a net without ODE blocks, a solver without fixed steps, no steps, steps below 1 or whose grid
             steps over a breakpoint, or no data.
     """
-    blocks = {name: block for name, block in net.named_modules() if isinstance(block, ODEBlock)}
+    blocks = ode_blocks(net)
     if not blocks:
         raise InvalidInput(
             f"convergence in the number of steps needs a net with ODE blocks, and this {type(net).__name__} has none"
@@ -155,9 +155,8 @@ def _check(net: nn.Module, plan: Plan) -> None:
     solver, steps = plan
     check_solver(solver, steps)
     with evaluating(net), solver_settings(net, solver=solver, steps=steps):
-        for block in net.modules():
-            if isinstance(block, ODEBlock):
-                block.scheme()
+        for block in ode_blocks(net).values():
+            block.scheme()
 
 
 States = list[tuple[str, Tensor]]
@@ -207,7 +206,7 @@ class _Tally:
         self.count += len(labels)
         self.right += int((logits.argmax(1) == labels).sum())
         self.losses += float(F.cross_entropy(logits, labels, reduction="sum"))
-        self.nfe = sum(block.stats.nfe_forward for block in net.modules() if isinstance(block, ODEBlock))
+        self.nfe = sum(block.stats.nfe_forward for block in ode_blocks(net).values())
         nothing = [0.0] * len(truth)
         self.off = [sum_ + _square(h - g) for sum_, h, g in zip(self.off or nothing, found, truth, strict=True)]
         self.size = [sum_ + _square(g) for sum_, g in zip(self.size or nothing, truth, strict=True)]

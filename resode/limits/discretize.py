@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resode.blocks.derived import Held, Scaled, Varying, frozen
-from resode.blocks.ode import ODEBlock
+from resode.blocks.ode import ODEBlock, ode_blocks
 from resode.blocks.projected import ProjectedODE
 from resode.blocks.residual import ResidualBlock
 from resode.blocks.settings import check_count
@@ -47,13 +47,12 @@ def discretize(net: nn.Module, steps: int | None = None, solver: str | None = No
         InvalidInput: for a net without ODE blocks, a solver that is no Runge–Kutta method (or, for projected dynamics,
             not Euler's), no number of steps where a block chooses its own, and a grid that steps over a breakpoint.
     """
-    if not any(isinstance(module, ODEBlock) for module in net.modules()):
+    if not ode_blocks(net):
         raise InvalidInput(f"this {type(net).__name__} has no ODE block to discretize")
     if solver is not None:
         choose(solver, TABLEAUX, "Runge-Kutta method")
     net = copy.deepcopy(net)
-    blocks = [module for module in net.modules() if isinstance(module, ODEBlock)]
-    plans = [(block, *_plan(block, steps, solver)) for block in blocks]
+    plans = [(block, *_plan(block, steps, solver)) for block in ode_blocks(net).values()]
     return spliced(net, {block: _discrete(block, grid, tableau) for block, grid, tableau in plans})
 
 

@@ -4,28 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, log
-from statistics import linear_regression, mean, stdev
-
-from scipy.special import stdtrit
+from statistics import linear_regression, mean
 
 from resode.errors import InvalidInput
+from resode.intervals import Interval, interval
 
 LEAST_DEPTHS, LEAST_SPAN = 5, 16
 """An exponent is fitted over at least so many depths, the largest at least so many times the smallest."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over ``count`` seeds, and the ends of its 95% interval by Student's t."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-    def within(self, low: float, high: float) -> bool:
-        """Whether the whole interval lies in [``low``, ``high``]."""
-        return low <= self.low and self.high <= high
 
 
 @dataclass(frozen=True)
@@ -37,19 +22,6 @@ class Exponent(Interval):
     """
 
     local: tuple[float, ...]
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Mean and 95% interval of independent ``values``.
-
-    Raises:
-        InvalidInput: for fewer than 2 values, which say nothing of their spread.
-    """
-    n = len(values)
-    if n < 2:
-        raise InvalidInput(f"a 95% interval over {n} seed{'s' * (n != 1)}: give at least 2")
-    half = float(stdtrit(n - 1, 0.975)) * stdev(values) / n**0.5
-    return Interval(mean(values), mean(values) - half, mean(values) + half, n)
 
 
 def check_depths(depths: Sequence[int], seeds: Sequence[int]) -> None:

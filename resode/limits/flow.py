@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resode.blocks.multistep import MULTISTEP
-from resode.blocks.ode import ODEBlock, solver_settings
+from resode.blocks.ode import ODEBlock, ode_blocks, solver_settings
 from resode.blocks.settings import TOLERANCE
 from resode.blocks.solvers import uniform_grid
 from resode.blocks.tableaux import TABLEAUX
@@ -46,7 +46,7 @@ class Flow:
     @property
     def named(self) -> dict[str, ODEBlock]:
         """The ODE blocks by their names in the net."""
-        return {name: block for name, block in self.net.named_modules() if isinstance(block, ODEBlock)}
+        return ode_blocks(self.net)
 
     @property
     def blocks(self) -> list[ODEBlock]:
@@ -117,7 +117,7 @@ def flow_of(net: nn.Module | Flow) -> Flow:
     """
     if isinstance(net, Flow):
         return net
-    if any(isinstance(module, ODEBlock) for module in net.modules()):
+    if ode_blocks(net):
         return Flow(net)
     return Flow(lift(net, basis="linear"), lifted=True)
 

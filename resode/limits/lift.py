@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from resode.blocks.alike import difference
 from resode.blocks.branch import Branch
 from resode.blocks.derived import Gain, Held, Scaled, Varying, frozen
-from resode.blocks.ode import ODEBlock
+from resode.blocks.ode import ODEBlock, ode_blocks
 from resode.blocks.projected import ProjectedODE
 from resode.blocks.residual import ResidualBlock
 from resode.blocks.solvers import check_breakpoints, uniform_grid
@@ -74,7 +74,7 @@ def lift(net: nn.Module, basis: str = "constant") -> nn.Module:
 
 
 def _why_not(net: nn.Module) -> str:
-    if any(isinstance(module, ODEBlock) for module in net.modules()):
+    if ode_blocks(net):
         return "it is continuous already, and its residual blocks are transitions"
     if any(isinstance(module, PlainLayer) for module in net.modules()):
         return "its layers have no shortcut, so none is a step of a flow; take a net of kind resnet"

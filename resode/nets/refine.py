@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from resode.blocks.alike import difference
 from resode.blocks.compiled import Compiler
-from resode.blocks.ode import ODEBlock
+from resode.blocks.ode import ODEBlock, ode_blocks
 from resode.blocks.residual import ResidualBlock
 from resode.blocks.varying import Layers, varying_layers
 from resode.errors import InvalidInput
@@ -123,7 +123,7 @@ class _Plan:
 
 
 def _change(net: nn.Module, change: Finer | Coarser, optimizer: Optimizer | None) -> None:
-    flows = [module for module in net.modules() if isinstance(module, ODEBlock)]
+    flows = list(ode_blocks(net).values())
     sequences = block_sequences(net)
     if not flows and not sequences:
         raise InvalidInput(

@@ -90,7 +90,7 @@ def _read_safetensors(path: Path) -> Any:
         raise InvalidInput(f"{path} needs the package safetensors: pip install safetensors") from error
     try:
         return load_file(path)
-    except Exception as error:
+    except Exception as error:  # its reader's own errors, which only that package names
         raise InvalidInput(f"cannot read {path} as safetensors ({error}): replace it") from error
 
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from scipy.special import stdtrit
 
+from resode.intervals import half_width
 from resode.plots.frame import COLOURS, GREY, MARKERS, legend_of, new_figure, shade_stages, tidy
 
 Tables = Mapping[str, Mapping[str, Any]]
@@ -72,7 +72,7 @@ def by_number(tables: Tables, chance: float | None = None) -> Figure:
             alpha=0.35,
         )
         middle = {k: mean(errors) for k, errors in groups.items()}
-        half = {k: _half_width(errors) for k, errors in groups.items()}
+        half = {k: half_width(errors) if len(errors) > 1 else 0.0 for k, errors in groups.items()}
         axes.plot(list(middle), list(middle.values()), color=colour, marker=marker, markersize=4, label=name)
         axes.fill_between(
             list(middle),
@@ -147,12 +147,6 @@ def _by_number(table: Mapping[str, Any]) -> dict[int, list[float]]:
         if lesion["score"] is not None:
             groups.setdefault(lesion["number"], []).append(lesion["score"]["error"])
     return dict(sorted(groups.items()))
-
-
-def _half_width(values: Sequence[float]) -> float:
-    """Half of the 95% interval of the mean, by Student's t."""
-    n = len(values)
-    return stdtrit(n - 1, 0.975) * stdev(values) / n**0.5 if n > 1 else 0.0
 
 
 def _level(axes: Axes, table: Mapping[str, Any], chance: float | None) -> None:

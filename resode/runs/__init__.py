@@ -3,6 +3,6 @@
 from resode.runs.atomic import write_atomic
 from resode.runs.environment import environment
 from resode.runs.run import Run
-from resode.runs.values import jsonable
+from resode.runs.values import digest, jsonable
 
-__all__ = ["Run", "environment", "jsonable", "write_atomic"]
+__all__ = ["Run", "digest", "environment", "jsonable", "write_atomic"]

@@ -1,6 +1,7 @@
 """Plain values and their JSON: what a run folder holds, and when two configurations are the same."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -22,6 +23,11 @@ def jsonable(obj: object) -> Any:
         RunError: for anything else, named by its key, and for keys that are neither strings nor integers.
     """
     return plain(obj, "value")
+
+
+def digest(obj: object) -> str:
+    """Eight hexadecimal digits that tell ``obj`` (as JSON has it) from any other, for the name of a file or folder."""
+    return hashlib.sha256(json.dumps(jsonable(obj), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def plain(obj: object, where: str, finite: bool = False) -> Any:

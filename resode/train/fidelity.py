@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resode.blocks.fidelity import FIDELITY_TOLERANCE, gradient_fidelity
-from resode.blocks.ode import ODEBlock
+from resode.blocks.ode import ODEBlock, ode_blocks
 from resode.blocks.settings import is_one_step
 from resode.errors import SolverError
 from resode.train.loop import seed_default
@@ -71,8 +71,7 @@ def _finite_or_inf(value: float | None) -> float:
 
 
 def _adjoints(model: nn.Module) -> dict[str, ODEBlock]:
-    blocks = {name: block for name, block in model.named_modules() if isinstance(block, ODEBlock)}
-    return {name: block for name, block in blocks.items() if block.gradient == "adjoint"}
+    return {name: block for name, block in ode_blocks(model).items() if block.gradient == "adjoint"}
 
 
 def _inputs_and_cotangents(model: nn.Module, x: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

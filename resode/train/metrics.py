@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resode.blocks.ode import ODEBlock, solver_settings
+from resode.blocks.ode import ode_blocks, solver_settings
 from resode.blocks.residual import ResidualBlock
 from resode.errors import InvalidInput
 from resode.nets.net import evaluating
@@ -51,7 +51,7 @@ def evaluate(model: nn.Module, data: Iterable[tuple[Tensor, Tensor]]) -> Metrics
 
 def nfe(model: nn.Module) -> int:
     """Evaluations of branches in the last forward pass: one a residual block, and those of each ODE block's solve."""
-    solves = sum(block.stats.nfe_forward for block in model.modules() if isinstance(block, ODEBlock))
+    solves = sum(block.stats.nfe_forward for block in ode_blocks(model).values())
     return solves + sum(isinstance(block, ResidualBlock) for block in model.modules())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resode.blocks.ode import ODEBlock
+from resode.blocks.ode import ode_blocks
 from resode.dynamics import dynamics
 from resode.errors import InvalidInput
 
@@ -33,7 +33,7 @@ class SampledSteps(nn.Module):
 
     def __init__(self, model: nn.Module, active: int) -> None:
         super().__init__()
-        if any(isinstance(module, ODEBlock) for module in model.modules()):
+        if ode_blocks(model):
             raise InvalidInput(
                 "training on sampled steps is for networks of blocks, and this one has an ODE block, of which every "
                 "step is the same branch: use path dropout in its stack"

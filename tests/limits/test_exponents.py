@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from resode import InvalidInput
-from resode.limits.exponents import Exponent, Interval, check_depths, fit_exponent, interval
+from resode.intervals import Interval, interval
+from resode.limits.exponents import Exponent, check_depths, fit_exponent
 
 DEPTHS = (2, 4, 8, 16, 32)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,11 +143,12 @@ def _units(module, stage, grid):
         method, count = {"midpoint": midpoint, "rk4": rk4}[module.solver], grid or module.steps
         for i in range(count):
             t, end = i / count, (i + 1) / count
-            increment = lambda h, t=t, d=1 / count: method(module.branch, t, d, h)  # noqa: E731
-            yield Unit(increment, lambda h: h, stage=stage, t=t, end=end)
+            yield Unit(
+                lambda h, t=t, d=1 / count: method(module.branch, t, d, h), lambda h: h, stage=stage, t=t, end=end
+            )
     elif isinstance(module, ResidualBlock):
-        block = lambda h: evaluate(module.branch, module.t, h)  # noqa: E731
         resizes = not isinstance(module.shortcut, nn.Identity)
+        block = partial(evaluate, module.branch, module.t)
         yield Unit(block, module.shortcut, module.post, module.scale, stage, module.t, movable=not resizes)
     else:
         convolution = module.layers[0] if isinstance(module, PlainLayer) else None
