@@ -16,6 +16,7 @@ from resode.blocks.residual import (
 )
 from resode.blocks.settings import GRADIENTS, SOLVERS, check_solver
 from resode.blocks.solvers import SolveStats
+from resode.blocks.synchronized import synchronize
 from resode.blocks.tableaux import ADAPTIVE, TABLEAUX, Tableau
 from resode.blocks.transport import collect_penalties
 
@@ -49,4 +50,5 @@ __all__ = [
     "ode_blocks",
     "refuse_foreign",
     "solver_settings",
+    "synchronize",
 ]

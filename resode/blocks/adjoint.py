@@ -15,6 +15,7 @@ from torch import Tensor
 
 from resode.blocks.gradients import Gradients, leaves_of, wide
 from resode.blocks.solvers import FixedGrid, RungeKutta, Scheme, Solve, State
+from resode.blocks.synchronized import common_scale
 
 
 class Adjoint:
@@ -38,7 +39,7 @@ class Adjoint:
 
     def backward(self, f: Solve, scheme: Scheme, kept: State, cotangent: State, gradients: Gradients) -> State:
         a, *others = cotangent
-        largest = torch.stack([part.abs().amax() for part in cotangent]).amax()
+        largest = common_scale(f, torch.stack([part.abs().amax() for part in cotangent]).amax())
         # A fixed grid asks the device for nothing, and what is not finite goes through it as through backpropagation.
         if not isinstance(scheme, FixedGrid) and not torch.isfinite(largest):
             # As backpropagation gives: loss scaling that overflowed looks for this, and skips its step.

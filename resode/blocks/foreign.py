@@ -14,6 +14,7 @@ from torchvision.ops import DropBlock2d, StochasticDepth
 from resode.errors import InvalidInput
 from resode.layers.dropout import Dropout
 from resode.layers.norm import BatchNorm
+from resode.layers.synchronized import Processes
 
 
 def refuse_foreign(branch: nn.Module) -> None:
@@ -89,6 +90,8 @@ def _counterpart(layer: nn.Module) -> nn.Module:
 
 def _batch_norm(layer: _BatchNorm) -> BatchNorm:
     ours = BatchNorm(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+    if isinstance(layer, nn.SyncBatchNorm):
+        ours.processes = Processes(layer.process_group)
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         setattr(ours, name, copy.deepcopy(getattr(layer, name)))
     return ours

@@ -27,6 +27,7 @@ from resode.blocks.solvers import (
     check_breakpoints,
     uniform_grid,
 )
+from resode.blocks.synchronized import refuse_synchronized
 from resode.blocks.tableaux import ADAPTIVE, TABLEAUX
 from resode.blocks.transport import Transport, collecting
 from resode.errors import InvalidInput, choose
@@ -264,11 +265,13 @@ class ODEBlock(nn.Module):
         """The grid and method of a solve with the present settings, to t1 (or another ``end``).
 
         Raises:
-            InvalidInput: when they make no sense, or a fixed grid steps over a breakpoint.
+            InvalidInput: when they make no sense, a fixed grid steps over a breakpoint, or synchronized batch norms
+                would be trained in a solve that chooses its steps.
         """
         self.check_settings()
         end, steps = self.t1 if end is None else end, self.grid_steps
         if steps is None:
+            refuse_synchronized(self.branch)
             return self._adaptive(self.t0, end)
         grid = uniform_grid(self.t0, end, steps)
         check_breakpoints(grid, self.breakpoints)

@@ -14,12 +14,16 @@ none       no normalization
 
 States of shape (B, C) are taken as images of one pixel: batch over B; layer and pixel both over C; group over a
 group of channels; instance has nothing to average over and is refused.
+
+The statistics are taken in float32 (float64 where x is), and what is returned has the type of x. So under autocast a
+norm of half precision costs one rounding of its output, however far from 0 the mean of x is.
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from resode.errors import InvalidInput, choose
 from resode.layers.context import Moments, current, outside_graphs
 from resode.layers.layout import is_channels_last
+from resode.layers.synchronized import Processes, by_channel, common_moments
 
 NORMS = ("batch", "layer", "pixel", "instance", "group", "none")
 AFFINES = ("channel", "elementwise")
@@ -42,13 +47,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
         weight, bias: (C,) for one γ and β a channel, or the shape of one image, ``x.shape[1:]``.
     """
     if weight.ndim == 1:
-        return F.group_norm(x, 1, weight, bias, eps)
-    return F.layer_norm(x, x.shape[1:], weight, bias, eps)
+        return F.group_norm(x, 1, weight, bias, eps).to(x.dtype)  # which autocast on CUDA leaves in float32
+    return F.layer_norm(x, x.shape[1:], weight, bias, eps).to(x.dtype)
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
     """Layer norm over the channels of each pixel: ``x`` (B, C, H, W) or (B, C); ``weight``, ``bias`` (C,)."""
-    return F.layer_norm(x.movedim(1, -1), weight.shape, weight, bias, eps).movedim(-1, 1)
+    return F.layer_norm(x.movedim(1, -1), weight.shape, weight, bias, eps).movedim(-1, 1).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -116,7 +121,7 @@ class InstanceNorm(nn.Module):
                 f"instance norm averages over the pixels of a channel, and a state of shape {tuple(x.shape)} has "
                 "one: use larger images, fewer stages, or another norm"
             )
-        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
@@ -130,7 +135,7 @@ class GroupNorm(nn.GroupNorm):
         half = x.dtype in (torch.bfloat16, torch.float16) and x.device.type == "cpu"
         if half and is_channels_last(x):
             return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
-        return super().forward(x)
+        return super().forward(x).to(x.dtype)
 
 
 class BatchNorm(_BatchNorm):
@@ -145,12 +150,46 @@ class BatchNorm(_BatchNorm):
     never updates. Between the knots the field has kinks in t: a grid without them as points loses order (rk4 falls to
     3). It is a ``_BatchNorm``, so torch's tools (``update_bn``, parameter groups) see it.
 
+    **Synchronized**, it takes the moments of a batch over all processes of a group of ``torch.distributed``, weighted
+    by the numbers of values, in a solve as outside one: outputs, gradients and running statistics are those of one
+    process with the whole batch (:func:`resode.blocks.synchronize` makes a model so). In evaluation nothing is
+    exchanged.
+
+    **Frozen** (see ``train.frozen``), it normalizes by its running statistics in training, too, and leaves them as they
+    are; γ and β are trained on.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype: as torch's.
+        synchronized: take the moments over the processes of ``group``.
+        group: a group of ``torch.distributed``; all processes if None.
+
     Raises:
         InvalidInput: when it has several knots and is called with no time known, which is outside a
-            ``ResidualBlock``, an ``ODEBlock`` and ``resode.evaluate``.
+            ``ResidualBlock``, an ``ODEBlock`` and ``resode.evaluate``; in training, for a batch of one value a channel,
+            and when it is synchronized and ``torch.distributed`` is not initialized.
     """
 
     knots: tuple[float, ...] = (0.0,)
+    processes: Processes | None = None
+    """Those that the moments are taken over, if it is synchronized."""
+    frozen: bool = False
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        synchronized: bool = False,
+        group: Any = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if synchronized:
+            self.processes = Processes(group)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
@@ -193,24 +232,75 @@ class BatchNorm(_BatchNorm):
         return held[i] if not rest else torch.lerp(held[i], held[rest[0][0]], 1.0 - w)
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
         context = current()
         alone = context is None or context.single
         if not self.track_running_stats or (alone and len(self.knots) == 1):
-            return super().forward(x)
+            return self._without_time(x)
         if context is None:
             raise InvalidInput(
                 "this batch norm's running statistics are indexed by t, and no time is known here: call its branch "
                 "through a ResidualBlock, an ODEBlock, or resode.evaluate(branch, t, h)"
             )
-        self._check_input_dim(x)
-        if not context.is_training(self):
+        if self.frozen or not context.is_training(self):
             mean, variance = self.statistics(context.t)
             return F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+        out, mean, variance = self._by_its_moments(x)
+        context.record(Moments(self, context.t, mean, variance))
+        return out
+
+    def _without_time(self, x: Tensor) -> Tensor:
+        """As torch's: a training pass updates the running statistics as it goes."""
+        if self.frozen:
+            mean, variance = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+        if not (self.training and self.is_spread()):
+            if self.training:
+                self._check_values(x)
+            return super().forward(x)
+        out, mean, variance = self._by_its_moments(x)
+        if self.track_running_stats:
+            self.absorb([self.knots[0]], [mean], [variance], whole=True)
+        return out
+
+    def _by_its_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch normalized by its own moments, its mean, and its unbiased variance (without gradients)."""
+        if self.is_spread():
+            return self._by_common_moments(x)
+        self._check_values(x)
         # Fresh buffers at momentum 1 receive this batch's moments, from the same kernel that normalizes.
         mean, variance = torch.zeros_like(self._any_mean), torch.zeros_like(self._any_mean)
         out = F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
-        context.record(Moments(self, context.t, mean, variance))
-        return out
+        return out, mean, variance
+
+    def _by_common_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        context = current()
+        if torch.compiler.is_compiling() or (context is not None and context.inputs is not None):
+            raise InvalidInput(
+                "synchronized batch norm waits for other processes, which no graph of one shows: compile neither the "
+                "model nor its ODE blocks, or use another norm"
+            )
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean, variance, number = common_moments(wide, self.processes)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        out = (wide - by_channel(mean, x)) * by_channel(scale, x)
+        if self.bias is not None:
+            out = out + by_channel(self.bias, x)
+        unbiased = variance.detach() * (number / (number - 1).clamp(min=1))
+        return out.to(x.dtype), mean.detach(), unbiased
+
+    def is_spread(self) -> bool:
+        """Whether a batch of this layer is spread over several processes."""
+        return self.processes is not None and self.processes.count() > 1
+
+    def _check_values(self, x: Tensor) -> None:
+        if x.numel() == x.shape[1]:
+            raise InvalidInput(
+                f"batch norm in training was given one value a channel, a batch of shape {tuple(x.shape)}, whose "
+                "variance is 0: use larger batches, frozen statistics, or another norm"
+            )
 
     @property
     def _any_mean(self) -> Tensor:
