@@ -11,7 +11,7 @@ from torch import nn
 
 from resode.data.augment import Augment
 from resode.errors import choose, probability
-from resode.layers.conv import Conv2d, Linear
+from resode.layers.conv import Conv2d, Linear, activation_gain
 from resode.layers.dropout import DROPOUTS
 from resode.layers.dropout import Dropout as DropoutLayer
 from resode.layers.norm import AFFINES, NORMS, make_norm
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
 }
-CONVOLUTIONS = ("standard", "weight-standardized")
+CONVOLUTIONS = ("standard", "weight-standardized", "scaled-weight-standardized")
 SCHEDULES = ("constant", "linear")
 
 
@@ -70,7 +70,8 @@ class Stack:
         activation: relu, leaky-relu, elu, gelu, silu, softplus, tanh, sigmoid.
         dropout: dropout in the branches.
         input_dropout: probability with which each element of the input is dropped.
-        conv: standard, or weight-standardized.
+        conv: standard; weight-standardized; or scaled-weight-standardized, with a learned gain a channel and the gain
+            of the activation (for nets without norm: see ``layers.conv``).
         augment: augmentation of the training images.
 
     Raises:
@@ -82,7 +83,7 @@ class Stack:
     activation: Literal["relu", "leaky-relu", "elu", "gelu", "silu", "softplus", "tanh", "sigmoid"] = "relu"
     dropout: Dropout = field(default_factory=Dropout)
     input_dropout: float = 0.0
-    conv: Literal["standard", "weight-standardized"] = "standard"
+    conv: Literal["standard", "weight-standardized", "scaled-weight-standardized"] = "standard"
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
@@ -111,8 +112,14 @@ class Stack:
         groups: int = 1,
         time: bool = False,
         depth: float = 1.0,
+        activated: bool = False,
     ) -> Conv2d:
-        """A convolution; it has a bias when the stack has no norm (a norm's shift does the bias's work)."""
+        """A convolution; it has a bias when the stack has no norm (a norm's shift does the bias's work).
+
+        Args:
+            activated: its input comes from the stack's activation, whose gain scaled standardized weights then have.
+        """
+        scaled = self.conv == "scaled-weight-standardized"
         return Conv2d(
             in_channels,
             out_channels,
@@ -123,6 +130,8 @@ class Stack:
             bias=self.norm == "none",
             time=time,
             standardized=self.conv == "weight-standardized",
+            scaled=scaled,
+            input_gain=activation_gain(self.activation_layer()) if scaled and activated else 1.0,
             dropconnect=self._dropconnect(depth),
             inverted=self.dropout.inverted,
         )

@@ -100,7 +100,7 @@ class Branch(nn.Module):
         basis = make_basis(time, knots)
 
         def layers() -> Layers:
-            parts = _Parts(stack, time == "concat", time == "film", size, stride, depth)
+            parts = _Parts(stack, time == "concat", time == "film", size, stride, depth, kind in POST_ACTIVATION)
             made = getattr(parts, kind)(channels, width, self.out_channels)
             kept = [layer for layer in made if not isinstance(layer, nn.Identity)]
             _overwrite_before_relu(kept)
@@ -167,10 +167,19 @@ class _Parts:
     """Makes the layers of one branch: a method for each kind, (channels in, width inside, channels out)."""
 
     def __init__(
-        self, stack: Stack, concat: bool, film: bool, size: tuple[int, int] | None, stride: int, depth: float
+        self,
+        stack: Stack,
+        concat: bool,
+        film: bool,
+        size: tuple[int, int] | None,
+        stride: int,
+        depth: float,
+        activated: bool,
     ) -> None:
         self.stack, self.concat, self.film = stack, concat, film
         self.size, self.stride, self.depth = size, stride, depth
+        self.activated = activated
+        """Whether what the next layer is given comes from an activation."""
 
     def basic(self, c: int, w: int, o: int) -> Iterator[nn.Module]:
         yield self.conv(c, w, 3, self.stride)
@@ -224,7 +233,9 @@ class _Parts:
     def conv(self, c: int, o: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
         if stride > 1 and self.size is not None:
             self.size = (-(-self.size[0] // stride), -(-self.size[1] // stride))
-        return self.stack.conv_layer(c, o, kernel, stride=stride, groups=groups, time=self.concat, depth=self.depth)
+        activated, self.activated = self.activated, False
+        options = {"stride": stride, "groups": groups, "time": self.concat, "activated": activated}
+        return self.stack.conv_layer(c, o, kernel, depth=self.depth, **options)
 
     def linear(self, c: int, o: int, bias: bool | None = None) -> nn.Module:
         bias = self.stack.norm == "none" if bias is None else bias
@@ -236,6 +247,7 @@ class _Parts:
             yield FiLM(channels)
 
     def act(self) -> nn.Module:
+        self.activated = True
         return self.stack.activation_layer()
 
     def drop(self) -> nn.Module:

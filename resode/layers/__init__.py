@@ -2,7 +2,7 @@
 
 from resode.layers.basis import BASES, Basis
 from resode.layers.context import SolveContext, current, evaluate, interval_time
-from resode.layers.conv import Conv2d, Linear, standardize_weight, time_map
+from resode.layers.conv import Conv2d, Linear, activation_gain, standardize_weight, time_map
 from resode.layers.dropout import DROPOUTS, Dropout, cutout_mask, dropout
 from resode.layers.modulation import FiLM, LayerScale
 from resode.layers.norm import (
@@ -31,6 +31,7 @@ __all__ = [
     "Linear",
     "PixelNorm",
     "SolveContext",
+    "activation_gain",
     "current",
     "cutout_mask",
     "dropout",

@@ -8,6 +8,11 @@ on the weights and the image size alone, so it is computed once in a solve and n
 eq. 1): Ŵ = (W − μ)/√(N σ² + ε) over the N = fan-in weights of each output channel, so that a white input of
 variance 1 gives an output of variance 1. A norm that follows removes the factor 1/√N.
 
+**Scaled standardized weights** are g·γ·Ŵ, for nets without norms (Brock et al. 2021, arXiv 2101.08692, section 4; with
+the gains g: arXiv 2102.06171): g is a learned number for each output channel, 1 at first, and γ = 1/√Var φ(z) with
+z ~ N(0, 1) is the gain of the activation φ that the input comes from. The mean that φ leaves is removed by Ŵ, whose sum
+is 0, so that an input φ(z) gives an output of variance 1, too.
+
 **DropConnect** (Wan et al. 2013): the weights are multiplied by a mask, drawn once a batch outside a solve, and once a
 solve (or mask interval) inside one.
 """
@@ -19,12 +24,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.polynomial.legendre import leggauss
 from torch import Tensor, nn
 
-from resode.errors import probability
+from resode.errors import InvalidInput, positive, probability
 from resode.layers.context import current
 from resode.layers.dropout import unit_mask
 from resode.layers.layout import is_channels_last, sum_over_batch
+
+LONGEST, NODES = 20.0, 128
+"""Where a normal density is below 10⁻⁸⁷, and is cut off; and the nodes of a rule up to there, from 0."""
 
 
 def standardize_weight(weight: Tensor, eps: float = 1e-8) -> Tensor:
@@ -79,11 +88,38 @@ class _AddTime(torch.autograd.Function):
         return out.add_(K, alpha=ctx.t)
 
 
+def activation_gain(activation: Callable[[Tensor], Tensor]) -> float:
+    """γ = 1/√Var φ(z), z ~ N(0, 1), which gives γ·φ(z) the variance 1; √2/√(1 − 1/π) for a ReLU.
+
+    The moments are integrals over each half of the line by Gauss and Legendre's rule, exact to rounding for activations
+    that are smooth but for a kink at 0, as all the usual ones are.
+
+    Args:
+        activation: φ, element by element.
+
+    Raises:
+        InvalidInput: when φ(z) does not vary, or is not finite.
+    """
+    half, weights = leggauss(NODES)
+    z = LONGEST * torch.from_numpy((half + 1.0) / 2.0)
+    density = LONGEST / 2.0 * torch.from_numpy(weights) * torch.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
+    z, density = torch.cat([-z, z]), torch.cat([density, density])
+    with torch.no_grad():
+        value = activation(z.clone())
+    mean = (density * value).sum()
+    variance = float((density * (value - mean).square()).sum())
+    if not 0.0 < variance < math.inf:
+        raise InvalidInput(f"an activation whose variance on a standard normal input is {variance} has no gain")
+    return 1.0 / math.sqrt(variance)
+
+
 class _Weights(nn.Module):
     """The weights a layer uses: those it holds, standardized or dropped as its options say."""
 
     weight: nn.Parameter
     standardized: bool = False
+    gain: nn.Parameter | None
+    input_gain: float = 1.0
     dropconnect: float = 0.0
     inverted: bool = True
 
@@ -103,7 +139,10 @@ class _Weights(nn.Module):
         return self._dropped(context.mask(self, partial(unit_mask, p=self.dropconnect), self.weight.detach()))
 
     def _standardized(self) -> Tensor:
-        return standardize_weight(self.weight)
+        weight = standardize_weight(self.weight)
+        if self.gain is None:
+            return weight
+        return weight * (self.input_gain * self.gain).view(-1, *[1] * (weight.ndim - 1))
 
     def _dropped(self, mask: Tensor) -> Tensor:
         whole = self._once("standardized", self._standardized) if self.standardized else self.weight
@@ -116,11 +155,13 @@ class Conv2d(nn.Conv2d, _Weights):
     Args:
         time: take ``t`` as one more input channel, by the map t·K.
         standardized: use Ŵ in place of W.
+        scaled: use g·γ·Ŵ, with a learned ``gain`` g for each output channel.
+        input_gain: γ, that of the activation which the input comes from (:func:`activation_gain`), for scaled weights.
         dropconnect: probability with which each weight is dropped in training, in [0, 1).
         inverted: the form of DropConnect, as in ``layers.dropout``.
 
     Raises:
-        InvalidInput: for ``dropconnect`` outside [0, 1).
+        InvalidInput: for ``dropconnect`` outside [0, 1), or a gain that is no number above 0.
     """
 
     def __init__(
@@ -135,6 +176,8 @@ class Conv2d(nn.Conv2d, _Weights):
         bias: bool = True,
         time: bool = False,
         standardized: bool = False,
+        scaled: bool = False,
+        input_gain: float = 1.0,
         dropconnect: float = 0.0,
         inverted: bool = True,
     ) -> None:
@@ -142,7 +185,11 @@ class Conv2d(nn.Conv2d, _Weights):
         super().__init__(
             in_channels, out_channels, kernel_size, stride=stride, padding=padding, groups=groups, bias=bias
         )
-        self.standardized = standardized
+        self.standardized = standardized or scaled
+        self.gain = None
+        if scaled:
+            self.gain = nn.Parameter(torch.ones(out_channels))
+            self.input_gain = positive(input_gain, "gain of the input's activation")
         self.dropconnect = probability(dropconnect, "dropconnect p")
         self.inverted = inverted
         self.time_weight: nn.Parameter | None = None
@@ -181,6 +228,7 @@ class Linear(nn.Linear, _Weights):
         inverted: bool = True,
     ) -> None:
         super().__init__(in_features, out_features, bias=bias)
+        self.gain = None
         self.dropconnect = probability(dropconnect, "dropconnect p")
         self.inverted = inverted
         self.time_weight: nn.Parameter | None = None
@@ -199,4 +247,5 @@ class Linear(nn.Linear, _Weights):
 def _options(layer: Conv2d | Linear) -> str:
     said = ", time=True" if layer.time_weight is not None else ""
     said += ", standardized=True" if layer.standardized else ""
+    said += f", scaled=True, input_gain={layer.input_gain:.4g}" if layer.gain is not None else ""
     return said + (f", dropconnect={layer.dropconnect}" if layer.dropconnect else "")

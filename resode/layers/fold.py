@@ -73,7 +73,7 @@ def fold(layer: nn.Module, norm: _BatchNorm) -> None:
     if isinstance(layer, Conv2d | Linear):  # a standardized weight cannot be scaled, but be held as it is used
         weight, layer.dropconnect = layer.effective_weight(), 0.0
         if isinstance(layer, Conv2d):
-            layer.standardized = False
+            layer.standardized, layer.gain = False, None
         if layer.time_weight is not None:
             layer.time_weight = _rounded(_fused(layer.time_weight, None, norm)[0], layer.time_weight)
     weight, bias = _fused(weight, layer.bias, norm)

@@ -17,7 +17,7 @@ def plain_layer(
     Args:
         size: (H, W) of the output.
         depth: relative depth in the net, for dropout with a linear schedule.
-        options: stride and padding of the convolution.
+        options: stride and padding of the convolution, and whether its input is ``activated``.
     """
     first = (
         stack.linear_layer(c, o, depth=depth, bias=stack.norm == "none")
@@ -48,7 +48,7 @@ def build_lenet5(config: NetConfig) -> Net:
     H, W, c, stages = H + 2 * padding, W + 2 * padding, config.channels, []
     for o in (6, 16):
         H, W = H - 4, W - 4
-        layer = plain_layer(stack, c, o, (H, W), o / 16, kernel=5, padding=padding)
+        layer = plain_layer(stack, c, o, (H, W), o / 16, kernel=5, padding=padding, activated=bool(stages))
         stages.append(nn.Sequential(layer, nn.AvgPool2d(2)))
         H, W, c, padding = H // 2, W // 2, o, 0
     return Net(stack.input_dropout_layer(), stages, linear_head(config, c * H * W, (120, 84)))
@@ -77,7 +77,7 @@ def _pooled_stages(config: NetConfig, widths: tuple[tuple[int, ...], ...], hidde
         layers: list[nn.Module] = []
         for o in stage:
             made += 1
-            layers.append(plain_layer(config.stack, c, o, (H, W), made / total))
+            layers.append(plain_layer(config.stack, c, o, (H, W), made / total, activated=made > 1))
             c = o
         stages.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
         H, W = H // 2, W // 2

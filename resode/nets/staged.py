@@ -98,7 +98,8 @@ class _Stage:
         count = 2 * self.blocks
         for i in range(count):
             c, options = (self.c, {"stride": self.stride}) if i == 0 and self.size is not None else (self.o, {})
-            yield plain_layer(self.config.stack, c, self.o, self.out_size, self.depth((i + 1) / count), **options)
+            depth = self.depth((i + 1) / count)
+            yield plain_layer(self.config.stack, c, self.o, self.out_size, depth, activated=True, **options)
 
     def transition(self) -> ResidualBlock:
         """The residual block that changes the shape: no step of a flow, so it knows no time and has scale 1."""
