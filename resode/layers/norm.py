@@ -15,8 +15,8 @@ none       no normalization
 States of shape (B, C) are taken as images of one pixel: batch over B; layer and pixel both over C; group over a
 group of channels; instance has nothing to average over and is refused.
 
-The statistics are taken in float32 (float64 where x is), and what is returned has the type of x. So under autocast a
-norm of half precision costs one rounding of its output, however far from 0 the mean of x is.
+The statistics are taken in float32 (float64 where x is), and what is returned has the type of x: under autocast a norm
+of half precision costs one rounding of its output.
 """
 
 import math
@@ -47,8 +47,20 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
         weight, bias: (C,) for one γ and β a channel, or the shape of one image, ``x.shape[1:]``.
     """
     if weight.ndim == 1:
-        return F.group_norm(x, 1, weight, bias, eps).to(x.dtype)  # which autocast on CUDA leaves in float32
-    return F.layer_norm(x, x.shape[1:], weight, bias, eps).to(x.dtype)
+        return group_norm(x, 1, weight, bias, eps)
+    return F.layer_norm(x, x.shape[1:], weight, bias, eps).to(x.dtype)  # autocast on CUDA leaves it in float32
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5) -> Tensor:
+    """Norm over the pixels of each of ``groups`` groups of channels: ``x`` (B, C, H, W) or (B, C); the others (C,).
+
+    In half precision a CPU normalizes channels-last images in the other order of memory: torch's kernel for them takes
+    many times as long as for contiguous ones, and the two reorderings far less.
+    """
+    if x.dtype in (torch.bfloat16, torch.float16) and x.device.type == "cpu" and is_channels_last(x):
+        out = F.group_norm(x.contiguous(), groups, weight, bias, eps)
+        return out.contiguous(memory_format=torch.channels_last)
+    return F.group_norm(x, groups, weight, bias, eps).to(x.dtype)
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
@@ -128,14 +140,10 @@ class InstanceNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's group norm. In half precision a CPU normalizes channels-last images in the other order of memory: torch's
-    kernel for them takes many times as long as for contiguous ones, and the two reorderings far less."""
+    """:func:`group_norm`, as torch's module."""
 
     def forward(self, x: Tensor) -> Tensor:
-        half = x.dtype in (torch.bfloat16, torch.float16) and x.device.type == "cpu"
-        if half and is_channels_last(x):
-            return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
-        return super().forward(x).to(x.dtype)
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class BatchNorm(_BatchNorm):

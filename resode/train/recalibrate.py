@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from resode.blocks.ode import solver_settings
 from resode.errors import InvalidInput
 from resode.nets.net import evaluating
+from resode.train.frozen import is_frozen
 
 
 def recalibrate(model: nn.Module, data: Iterable[Tensor | tuple[Tensor, ...]]) -> int:
@@ -24,7 +25,7 @@ def recalibrate(model: nn.Module, data: Iterable[Tensor | tuple[Tensor, ...]]) -
     for another solver. Cf. Wu & Johnson 2021, arXiv 2105.07576, section 3 ("precise batch norm").
 
     Batches of one sample have no variance and are left out. Modes and momenta are restored; if anything fails, the
-    statistics are, too. What no batch came by keeps its statistics.
+    statistics are, too. What no batch came by keeps its statistics, and so do frozen batch norms (``train.frozen``).
 
     Args:
         data: tensors x, or tuples that begin with one, such as (x, labels).
@@ -35,7 +36,8 @@ def recalibrate(model: nn.Module, data: Iterable[Tensor | tuple[Tensor, ...]]) -
     Raises:
         InvalidInput: when there is no batch of at least two samples.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and not is_frozen(layer)]
+    layers = [layer for layer in norms if layer.track_running_stats]
     if not layers:
         return 0
     done = False
