@@ -8,6 +8,7 @@ from resode.cli.common import Folder, said_of, solved_by
 from resode.errors import InvalidInput
 from resode.train.loop import EVALUATION_BATCH
 from resode.train.metrics import evaluate
+from resode.train.montecarlo import MonteCarlo, monte_carlo
 from resode.train.recalibrate import recalibrate
 from resode.train.session import load
 
@@ -25,6 +26,9 @@ class Evaluate:
         atol: with this absolute tolerance, where steps are chosen; 0.001 if not given.
         recalibrate: first replace batch norm's running statistics by averages over the training set, without dropout
             and by that solver; the run keeps its own.
+        mc_samples: also average the answers under this many draws of the dropout masks (Monte Carlo dropout), and say
+            how much they differ and how well the mean is calibrated.
+        mc_seed: seed of these draws.
         device: cpu, cuda, cuda:1.
         data_dir: folder of the data, if it is not where it was in training.
     """
@@ -36,6 +40,8 @@ class Evaluate:
     rtol: float | None = None
     atol: float | None = None
     recalibrate: bool = False
+    mc_samples: int | None = None
+    mc_seed: int = 0
     device: str = "cpu"
     data_dir: str | None = None
 
@@ -46,5 +52,23 @@ class Evaluate:
         with solved_by(trained.model, solver=self.solver, steps=self.steps, rtol=self.rtol, atol=self.atol, **plain):
             if self.recalibrate and not recalibrate(trained.model, trained.data.batches("train", EVALUATION_BATCH)):
                 raise InvalidInput("recalibrate given, and this net has no batch norm")
+            sampled = None
+            if self.mc_samples is not None:  # first of all, as it may be refused
+                batches = trained.data.batches(self.split, EVALUATION_BATCH)
+                sampled = monte_carlo(trained.model, batches, self.mc_samples, self.mc_seed)
             found = evaluate(trained.model, trained.data.batches(self.split, EVALUATION_BATCH))
         print(f"{self.split}: {said_of(found.to_dict())}, NFE {found.nfe}")
+        if sampled is not None:
+            print(said_of_samples(sampled))
+
+
+def said_of_samples(found: MonteCarlo) -> str:
+    """Monte Carlo dropout beside the deterministic net, and what it does not know, in two lines."""
+    mean, plain, values = found.of_mean, found.deterministic, found.to_dict()
+    return (
+        f"mean of {found.samples} masks: accuracy {mean.accuracy:.2%}, loss {mean.loss:.4f}, calibration error "
+        f"{mean.calibration_error:.2%} (without dropout {plain.accuracy:.2%}, {plain.loss:.4f}, "
+        f"{plain.calibration_error:.2%})\n"
+        f"predictive entropy {values['entropy']:.4f} nats = {values['expected_entropy']:.4f} expected + "
+        f"{values['mutual_information']:.4f} mutual information; predictive variance {values['variance']:.4f}"
+    )

@@ -128,3 +128,8 @@ def scale_dropout(model: nn.Module, factor: float) -> None:
         scaled = factor * built
         setattr(layer, name, scaled)
         setattr(layer, _BUILT, (built, scaled))
+
+
+def built_with_dropout(model: nn.Module) -> bool:
+    """Whether a layer of ``model`` was built to drop anything, whatever it drops now."""
+    return any(getattr(layer, _BUILT, (p, p))[0] > 0.0 for layer, _, p in drop_rates(model))
