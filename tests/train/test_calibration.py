@@ -37,10 +37,11 @@ def test_it_is_the_sum_over_the_bins(bins):
 
 
 def test_bins_are_closed_above():
-    # 0.5 belongs to (0.25, 0.5], with bins of 1/4, and 0.75 to (0.5, 0.75]: apart, excess and lack do not cancel.
-    probabilities = torch.tensor([[0.5, 0.5], [0.75, 0.25]])
-    assert expected_calibration_error(probabilities, torch.tensor([0, 1]), 4) == pytest.approx((0.5 + 0.75) / 2)
-    assert expected_calibration_error(probabilities, torch.tensor([0, 1]), 1) == pytest.approx(0.625 - 0.5)
+    # 0.5 and 0.4 both belong to (0.25, 0.5], with bins of 1/4, where the excess of one and the lack of the other cancel.
+    probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.4, 0.3, 0.3]])
+    error = expected_calibration_error(probabilities, torch.tensor([0, 1]), 4)
+    assert error == pytest.approx(abs((1 - 0.5) + (0 - 0.4)) / 2)
+    assert expected_calibration_error(probabilities, torch.tensor([0, 1]), 9) == pytest.approx((0.5 + 0.4) / 2)
 
 
 @pytest.mark.parametrize(("right", "error"), [(8, 0.0), (10, 0.2), (0, 0.8)])
