@@ -13,6 +13,7 @@ from paper_figs import (
     lesion_order,
     scaling_at_init,
     scaling_trained,
+    smoothness,
     spectrum,
     spectrum_by_step,
     trajectories,
@@ -30,6 +31,7 @@ FIGURES = (
     scaling_trained,
     degradation,
     depth_limit,
+    smoothness,
     trajectories,
     bench_ode,
 )

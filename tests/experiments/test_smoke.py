@@ -18,6 +18,7 @@ EXPERIMENTS = (
     "scaling_trained",
     "degradation",
     "depth_limit",
+    "smoothness",
     "trajectories",
     "bench_ode",
     "gradient_product",
