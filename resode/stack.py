@@ -14,6 +14,7 @@ from resode.errors import choose, probability
 from resode.layers.conv import Conv2d, Linear, activation_gain
 from resode.layers.dropout import DROPOUTS
 from resode.layers.dropout import Dropout as DropoutLayer
+from resode.layers.noise import GaussianNoise, deviation
 from resode.layers.norm import AFFINES, NORMS, make_norm
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -70,12 +71,13 @@ class Stack:
         activation: relu, leaky-relu, elu, gelu, silu, softplus, tanh, sigmoid.
         dropout: dropout in the branches.
         input_dropout: probability with which each element of the input is dropped.
+        input_noise: standard deviation of Gaussian noise on the input, in training.
         conv: standard; weight-standardized; or scaled-weight-standardized, with a learned gain a channel and the gain
             of the activation (for nets without norm: see ``layers.conv``).
         augment: augmentation of the training images.
 
     Raises:
-        InvalidInput: for an unknown name or a probability outside [0, 1).
+        InvalidInput: for an unknown name, a probability outside [0, 1), or a deviation that is negative or not finite.
     """
 
     norm: Literal["batch", "layer", "pixel", "instance", "group", "none"] = "batch"
@@ -83,6 +85,7 @@ class Stack:
     activation: Literal["relu", "leaky-relu", "elu", "gelu", "silu", "softplus", "tanh", "sigmoid"] = "relu"
     dropout: Dropout = field(default_factory=Dropout)
     input_dropout: float = 0.0
+    input_noise: float = 0.0
     conv: Literal["standard", "weight-standardized", "scaled-weight-standardized"] = "standard"
     augment: Augment = field(default_factory=Augment)
 
@@ -92,6 +95,7 @@ class Stack:
         choose(self.activation, ACTIVATIONS, "activation")
         choose(self.conv, CONVOLUTIONS, "convolution")
         probability(self.input_dropout, "input dropout p")
+        deviation(self.input_noise)
 
     def norm_layer(self, channels: int, size: tuple[int, int] | None = None) -> nn.Module:
         """The norm, for states of ``channels`` channels (of image size ``size``: elementwise affine maps need it)."""
@@ -165,6 +169,13 @@ class Stack:
         if self.dropout.kind not in kinds or p == 0.0:
             return nn.Identity()
         return DropoutLayer(p, self.dropout.kind, self.dropout.inverted)
+
+    def input_layer(self) -> nn.Module:
+        """What training does to the net's input: noise, then dropout; the identity where the stack has neither."""
+        if self.input_noise == 0.0:
+            return self.input_dropout_layer()
+        noise = GaussianNoise(self.input_noise)
+        return noise if self.input_dropout == 0.0 else nn.Sequential(noise, self.input_dropout_layer())
 
     def input_dropout_layer(self) -> nn.Module:
         """Dropout of single elements of the net's input (pixels, or coordinates of points)."""

@@ -5,6 +5,7 @@ from resode.layers.context import SolveContext, current, evaluate, interval_time
 from resode.layers.conv import Conv2d, Linear, activation_gain, standardize_weight, time_map
 from resode.layers.dropout import DROPOUTS, Dropout, cutout_mask, dropout
 from resode.layers.modulation import FiLM, LayerScale
+from resode.layers.noise import GaussianNoise
 from resode.layers.norm import (
     NORMS,
     BatchNorm,
@@ -25,6 +26,7 @@ __all__ = [
     "Conv2d",
     "Dropout",
     "FiLM",
+    "GaussianNoise",
     "InstanceNorm",
     "LayerNorm",
     "LayerScale",

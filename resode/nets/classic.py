@@ -51,7 +51,7 @@ def build_lenet5(config: NetConfig) -> Net:
         layer = plain_layer(stack, c, o, (H, W), o / 16, kernel=5, padding=padding, activated=bool(stages))
         stages.append(nn.Sequential(layer, nn.AvgPool2d(2)))
         H, W, c, padding = H // 2, W // 2, o, 0
-    return Net(stack.input_dropout_layer(), stages, linear_head(config, c * H * W, (120, 84)))
+    return Net(stack.input_layer(), stages, linear_head(config, c * H * W, (120, 84)))
 
 
 def build_alexnet(config: NetConfig) -> Net:
@@ -82,4 +82,4 @@ def _pooled_stages(config: NetConfig, widths: tuple[tuple[int, ...], ...], hidde
         stages.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
         H, W = H // 2, W // 2
     head = pooled_head(config, c) if hidden is None else linear_head(config, c * H * W, hidden)
-    return Net(config.stack.input_dropout_layer(), stages, head)
+    return Net(config.stack.input_layer(), stages, head)

@@ -31,9 +31,9 @@ def build_staged(config: NetConfig) -> Net:
     if config.size is None:
         c = config.channels
         stages = [nn.Sequential(*_Stage(config, 0, c, c, None).steps())]
-        return Net(stack.input_dropout_layer(), stages, nn.Linear(c, config.classes))
+        return Net(stack.input_layer(), stages, nn.Linear(c, config.classes))
     size, c, o = config.size, config.width, config.width
-    stem = [stack.input_dropout_layer(), _without_dropout(stack).conv_layer(config.channels, c, 3)]
+    stem = [stack.input_layer(), _without_dropout(stack).conv_layer(config.channels, c, 3)]
     if config.net == "plain" or config.kind in POST_ACTIVATION:
         # A pre-activation branch begins with the norm and the activation itself.
         stem += [stack.norm_layer(c, size), stack.activation_layer()]
