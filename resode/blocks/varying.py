@@ -18,6 +18,7 @@ from resode.errors import InvalidInput
 from resode.layers.basis import Basis
 from resode.layers.context import SolveContext, current, interval_time
 from resode.layers.conv import Conv2d, Linear
+from resode.layers.factors import factorized, factors_of
 from resode.layers.modulation import FiLM
 
 
@@ -60,36 +61,48 @@ class Layers(nn.ModuleList):
     def parameters_at(self, t: float | Tensor) -> dict[str, Tensor]:
         """θ(t) by the names of the parameters, for layers with a basis.
 
-        A basis of pieces is asked at the middle of the solver's step (see ``layers.context.interval_time``).
+        Of one that is a product of factors (``layers.factors``), Θ_k is the product, whose θ(t) has the name of the
+        first; the second has none. A basis of pieces is asked at the middle of the solver's step (see
+        ``layers.context.interval_time``).
         """
-        stacked = dict(self.named_parameters())
         context = current()
         if self.basis.kind == "constant":
             t = interval_time(t)
         # A step that is to be traced is evaluated as its graph will be, for a t that is not known.
         traced = isinstance(t, Tensor) or (context is not None and context.inputs is not None)
         if not traced and self.basis.kind != "fourier":
-            return self._from_few(stacked, self.basis.terms(t))
+            return self._from_few(self.basis.terms(t))
         if not isinstance(t, Tensor):
-            like = next(iter(stacked.values()), torch.empty(()))
+            like = next(self.parameters(), torch.empty(()))
             # Filled on the device: nothing has to be copied there.
             t = torch.full((), t, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
         values = self.basis.values(t)
-        return {name: _sum(values, parameter) for name, parameter in stacked.items()}
+        return {name: _sum(values, stacked) for name, stacked in self._stacked().items()}
 
-    def _from_few(self, stacked: dict[str, Tensor], terms: list[tuple[int, float]]) -> dict[str, Tensor]:
+    def _stacked(self) -> dict[str, Tensor]:
+        """The stacked parameters by name; of a product of factors, the product by the name of the first."""
+        stacked: dict[str, Tensor] = dict(self.named_parameters())
+        names = {parameter: name for name, parameter in stacked.items()}
+        for layer, own in factorized(self):
+            a, b = (names[factor] for factor in factors_of(layer, own))
+            stacked[a] = getattr(layer, own)
+            del stacked[b]
+        return stacked
+
+    def _from_few(self, terms: list[tuple[int, float]]) -> dict[str, Tensor]:
         (k, _), *more = terms
-        slices = self._slices(stacked, [k for k, _ in terms])
+        slices = self._slices([k for k, _ in terms])
         if not more:
             return slices[k]
         ((other, weight),) = more
         return {name: torch.lerp(one, slices[other][name], weight) for name, one in slices[k].items()}
 
-    def _slices(self, stacked: dict[str, Tensor], wanted: list[int]) -> dict[int, dict[str, Tensor]]:
+    def _slices(self, wanted: list[int]) -> dict[int, dict[str, Tensor]]:
         context = current()
+        stacked = self._stacked()
         if context is None:
             return {k: {name: parameter[k] for name, parameter in stacked.items()} for k in wanted}
-        context.derive(self, "all", partial(self._split, context, stacked))
+        context.derive(self, "all", partial(self._split, context))
         return {
             k: {
                 name: context.derive(self, (name, k), partial(torch.select, parameter, 0, k))
@@ -98,10 +111,10 @@ class Layers(nn.ModuleList):
             for k in wanted
         }
 
-    def _split(self, context: SolveContext, stacked: dict[str, Tensor]) -> Tensor:
+    def _split(self, context: SolveContext) -> Tensor:
         # One unbind, whose backward pass is one stack, where K selections would each fill a gradient of the whole. And
         # all at once, since a backward solve may meet a knot that no stage of the forward solve did.
-        for name, parameter in stacked.items():
+        for name, parameter in self._stacked().items():
             for k, part in enumerate(parameter.unbind()):
                 context.derive(self, (name, k), lambda part=part: part)
         return torch.empty(0)
@@ -169,7 +182,7 @@ def _sum(values: Tensor, stacked: Tensor) -> Tensor:
 @contextmanager
 def _in_place(layers: Layers, theta: dict[str, Tensor]) -> Iterator[None]:
     """``theta`` in the place of the parameters of these names, wherever one stands (in shared layers, too)."""
-    instead = {parameter: theta[name] for name, parameter in layers.named_parameters()}
+    instead = {parameter: theta.get(name) for name, parameter in layers.named_parameters()}
     places = [(m._parameters, own, p) for m in layers.modules() for own, p in m._parameters.items() if p is not None]
     try:
         for parameters, own, parameter in places:

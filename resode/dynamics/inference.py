@@ -29,6 +29,7 @@ from resode.dynamics.step import Fresh, Map, Step
 from resode.dynamics.trace import Trace
 from resode.dynamics.view import ResidualDynamics
 from resode.errors import InvalidInput
+from resode.layers.factors import multiply_out
 from resode.layers.fold import LINEAR_MAPS, foldable, is_hooked, is_known, varies
 from resode.layers.fold import fold as fold_norm
 from resode.layers.rounding import round_filters
@@ -126,6 +127,7 @@ def _prepared(
 ) -> tuple[ResidualDynamics, Tensor]:
     """The view of a copy of ``model``, changed in place, in the model's own type; and an input."""
     copied = copy.deepcopy(model).eval().requires_grad_(False)
+    multiply_out(copied)
     view, x = read_on(copied, example, grid, read)
     if x is None:
         raise InvalidInput(

@@ -117,6 +117,7 @@ class SolveContext:
         self._uses: dict[object, int] = {}
         self._masks: dict[tuple[object, int, int], Tensor] = {}
         self._derived: dict[tuple[nn.Module, object], tuple[Tensor, Tensor]] = {}
+        self._deriving = False
         self._training: dict[nn.Module, bool] = {}
         self._trial: list[Moments] = []
         self._accepted: list[Moments] = []
@@ -199,7 +200,8 @@ class SolveContext:
     def derive(self, module: nn.Module, name: object, make: Callable[[], Tensor]) -> Tensor:
         """A tensor that depends on the parameters of ``module`` alone, computed once in this solve.
 
-        While ``weights_vary`` (the parameters stand for values at one t), it is computed each time.
+        While ``weights_vary`` (the parameters stand for values at one t), it is computed each time. Within ``make``
+        what else was derived is part of its graph, and no leaf: gradients pass through it to the parameters.
         """
         if self.weights_vary:
             return make()
@@ -207,14 +209,16 @@ class SolveContext:
             self.inputs.setdefault(DerivedInput(module, name), make)
         key = (module, name)
         if key not in self._derived:
-            if self.detached:
-                with torch.enable_grad():
+            before, self._deriving = self._deriving, True
+            try:
+                with torch.set_grad_enabled(self.detached or torch.is_grad_enabled()):
                     value = make()
-                self._derived[key] = (value, value.detach().requires_grad_(value.requires_grad))
-            else:
-                value = make()
-                self._derived[key] = (value, value)
-        return self._derived[key][1]
+            finally:
+                self._deriving = before
+            leaf = value.detach().requires_grad_(value.requires_grad) if self.detached else value
+            self._derived[key] = (value, leaf)
+        value, leaf = self._derived[key]
+        return value if self._deriving else leaf
 
     def derived_leaves(self) -> list[Tensor]:
         """The leaves (see ``detached``) that need a gradient."""

@@ -34,15 +34,18 @@ class Factors(nn.Module):
         return a * b if context is None else context.derive(self, "product", lambda: a * b)
 
     def right_inverse(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """a and b of equal size, |a| = |b| = √|w|, with w = a ⊙ b.
+        """a and b with a ⊙ b = w and b² − a² = 2δ, where 2δ is the mean of |w|, zeros left out.
 
-        Where w = 0, equal factors would both be 0, from where no gradient leads away (it is b·g for a, and a·g for b).
-        There a is 0, and b² the mean of the other |w| of the tensor; where all are 0, 1/√(fan-in).
+        Of one size, a = ±b, they would stay so in every step, since the gradients g·b and g·a of a loss and the decay
+        of both are: w could then shrink to 0, but never change its sign, and never leave 0. With b > |a| it can: a
+        passes 0 while b does not. The difference decays as fast as decay itself makes weights smaller, so that in the
+        end |a| = |b|, as at the minimum of a² + b² for their product. Where all of w is 0, 2δ is 1/√(fan-in).
         """
         size = w.abs()
         others = size[size > 0]
-        typical = others.mean() if len(others) else size.new_tensor(max(w[0].numel(), 1) ** -0.5)
-        return w.sign() * size.sqrt(), torch.where(size > 0, size, typical).sqrt()
+        delta = 0.5 * (others.mean() if len(others) else size.new_tensor(max(w[0].numel(), 1) ** -0.5))
+        b = (torch.hypot(w, delta.expand_as(w)) + delta).sqrt()
+        return w / b, b
 
 
 def factorized(model: nn.Module) -> list[Place]:

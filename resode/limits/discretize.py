@@ -27,6 +27,7 @@ from resode.blocks.tableaux import EULER, TABLEAUX, Tableau
 from resode.errors import InvalidInput, choose
 from resode.layers.context import SolveContext, current
 from resode.layers.dropout import Dropout
+from resode.layers.factors import multiply_out
 from resode.nets.sequences import spliced
 
 
@@ -52,6 +53,7 @@ def discretize(net: nn.Module, steps: int | None = None, solver: str | None = No
     if solver is not None:
         choose(solver, TABLEAUX, "Runge-Kutta method")
     net = copy.deepcopy(net)
+    multiply_out(net)
     plans = [(block, *_plan(block, steps, solver)) for block in ode_blocks(net).values()]
     return spliced(net, {block: _discrete(block, grid, tableau) for block, grid, tableau in plans})
 

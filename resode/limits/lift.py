@@ -28,6 +28,7 @@ from resode.errors import InvalidInput, choose
 from resode.layers.basis import Basis, knots_of
 from resode.layers.conv import Conv2d, Linear
 from resode.layers.dropout import Dropout
+from resode.layers.factors import multiply_out
 from resode.layers.norm import BatchNorm
 from resode.nets.net import PlainLayer
 from resode.nets.sequences import block_sequences, fill, runs
@@ -67,6 +68,7 @@ def lift(net: nn.Module, basis: str = "constant") -> nn.Module:
     if not block_sequences(net):
         raise InvalidInput(f"this {type(net).__name__} cannot be lifted: {_why_not(net)}")
     lifted = copy.deepcopy(net)
+    multiply_out(lifted)
     for sequence in block_sequences(lifted):
         made = ([_flow(group, basis)] if keeps else group for keeps, group in runs(sequence))
         fill(sequence, [module for group in made for module in group])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from resode.dynamics import Increment, ResidualDynamics
 from resode.layers.context import evaluate
+from resode.layers.factors import refuse_factorized
 from resode.limits.record import Record
 from resode.limits.samples import Batches, Data, count, take
 from resode.limits.stretches import Stretch, stretches
@@ -104,8 +105,10 @@ def regularity(view: ResidualDynamics, data: Data, *, samples: int = 64) -> Regu
         data: pairs (x, labels); the first ``samples`` are used.
 
     Raises:
-        InvalidInput: for a network without residual steps.
+        InvalidInput: for a network without residual steps, and for one whose weights are products of factors.
     """
+    if view.model is not None:
+        refuse_factorized(view.model, "their regularity in depth")
     batches = take(data, samples)
     found = stretches(view)
     with view.evaluation():

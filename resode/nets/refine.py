@@ -27,6 +27,7 @@ from resode.blocks.ode import ODEBlock, ode_blocks
 from resode.blocks.residual import ResidualBlock
 from resode.blocks.varying import Layers, varying_layers
 from resode.errors import InvalidInput
+from resode.layers.factors import refuse_factorized
 from resode.layers.norm import BatchNorm
 from resode.nets.resample import Coarser, Finer, mean
 from resode.nets.sequences import block_sequences, fill, runs
@@ -45,7 +46,7 @@ def refine(net: nn.Module, factor: int = 2) -> nn.Module:
     Raises:
         InvalidInput: for a factor below 2; for a net with nothing to refine; for an ODE block that chooses its steps;
             for blocks that stand outside of any ``nn.Sequential`` or in several places, or that share some of their
-            parameters, but not all.
+            parameters, but not all; for weights that are products of factors.
     """
     fine = copy.deepcopy(net)
     refine_(fine, factor)
@@ -123,6 +124,7 @@ class _Plan:
 
 
 def _change(net: nn.Module, change: Finer | Coarser, optimizer: Optimizer | None) -> None:
+    refuse_factorized(net, "refining or coarsening it")
     flows = list(ode_blocks(net).values())
     sequences = block_sequences(net)
     if not flows and not sequences:
