@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from resode.cli.check import Check
 from resode.cli.evaluate import Evaluate
 from resode.cli.lesion import Lesion
 from resode.cli.limits import Limits
@@ -17,6 +18,7 @@ __all__ = ["main"]
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Lesion, tyro.conf.subcommand("lesion")]
     | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
