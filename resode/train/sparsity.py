@@ -4,7 +4,8 @@
 plus κ‖w‖₁: by the inequality of the means ½(a² + b²) ≥ |ab|, with equality at |a| = |b|, and every local minimum of the
 one is a local minimum of the other (Ziyin & Wang 2022, "spred", arXiv 2210.01212). But the penalty of a and b is
 smooth, so that gradient descent converges to zeros, where it goes to and fro across the kink of |w|. For sgd and adam,
-whose weight decay is part of the gradient, κ is their ``weight_decay``; see ``layers.factors``.
+whose weight decay is part of the gradient, κ is their ``weight_decay``; see ``layers.factors``. By the decay alone sgd
+makes a factor smaller by e^(−κ Σ lr/(1 − momentum)), so that κ times this sum over the steps must be well above 1.
 
 **Pruning** sets the smallest weights to 0, all in one order of magnitude (Han et al. 2015, arXiv 1506.02626), as many
 as an accuracy permits. A factor that gradient descent drives to 0 decreases geometrically and never is 0: after a
