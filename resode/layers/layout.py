@@ -1,7 +1,7 @@
 """The order in memory of images (B, C, H, W), where torch's own kernels on a CPU heed it badly."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -15,3 +15,20 @@ def sum_over_batch(x: Tensor) -> Tensor:
         return x.sum(0, keepdim=True)
     rows = x.permute(0, 2, 3, 1)
     return rows.flatten(1).sum(0).view(1, *rows.shape[1:]).permute(0, 3, 1, 2)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images (B, C, H, W) that lie channels-last in memory, by their strides, too, where C = 1 leaves it open."""
+    if x.stride(1) == 1:
+        return x
+    return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
+
+
+def lay_channels_last(model: nn.Module) -> None:
+    """Lay the weights of the convolutions of ``model`` channels-last in memory, in place; their values stay.
+
+    ``model.to(memory_format=torch.channels_last)`` refuses weights of five dimensions, as those have that vary with t.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

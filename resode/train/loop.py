@@ -7,21 +7,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
-from resode.blocks.transport import collect_penalties
 from resode.data.augment import Augment
 from resode.data.sets import DataSet
 from resode.errors import InvalidInput, RunError, TrainingError
+from resode.layers.layout import lay_channels_last
 from resode.nets.refine import refine
 from resode.runs import Run
+from resode.train.averaging import Averaging
+from resode.train.frozen import FreezeNorm
 from resode.train.metrics import evaluate, first_nonfinite, nfe
-from resode.train.recipe import PRECISIONS, Recipe, learning_rate, make_optimizer
+from resode.train.progress import Bar
+from resode.train.recalibrate import recalibrate
+from resode.train.recipe import Recipe, learning_rate, make_optimizer
 from resode.train.refinement import Refine
 from resode.train.sampled import SampledSteps
+from resode.train.step import Stepper
 
 Callback = Callable[[nn.Module, torch.optim.Optimizer, int], bool | None]
 """Called before each epoch with the model, the optimizer and the number of epochs done. It may change both in place
@@ -56,6 +59,7 @@ def fit(
     augment: Augment | None = None,
     run: Run | None = None,
     callbacks: Sequence[Callback] = (),
+    compile: bool = False,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Train ``model`` on the training split of ``data``, on the device where both are.
@@ -64,20 +68,26 @@ def fit(
     the number of the epoch, so that a training that was interrupted and resumed from its last checkpoint gives the
     same numbers as one that was not. The global random state is left as it was.
 
+    At the end the model has the weights that the recipe asks for: the best ones (patience), or the average, or the
+    last; and batch norm's statistics are recalibrated, if asked for.
+
     Args:
         augment: augmentation of the training batches.
         run: a run folder to log to, write a checkpoint to after each epoch, and resume from.
         callbacks: called before each epoch; they may change the structure of ``model`` (:class:`Refine`). When a run is
             resumed they are called for the epochs that were done, too, on the model as it was built: what they do must
             follow from the number of the epoch, so that the checkpoint fits the structure they make. Patience counts
-            from the last change of structure.
+            from the last change of structure, and averages begin there.
+        compile: compile the forward and the backward pass by torch.compile: minutes at first, and faster afterwards
+            where a net is bound by launches and memory.
         progress: show a bar with loss, accuracy, evaluations of f and images per second (where the output is a
             terminal; elsewhere a line an epoch).
 
     Returns:
         One record an epoch: epoch, lr, train_loss, train_accuracy (both over the epoch, as seen while training),
-        penalty (where blocks have any; it is added to the loss, and no part of train_loss), validation_loss,
-        validation_accuracy (where there is such a split), nfe, seconds, images_per_second.
+        penalty (where blocks or the recipe have any; it is added to the loss, and no part of train_loss),
+        validation_loss, validation_accuracy (where there is such a split; those of the average, where one is kept),
+        nfe, seconds, images_per_second.
 
     Raises:
         TrainingError: when the loss or a weight is no longer finite; the last checkpoint stays as it was.
@@ -85,28 +95,82 @@ def fit(
         RunError: when the checkpoint of ``run`` is not one of ``model``.
     """
     check_fit(model, data, recipe)
-    callbacks = (Refine(recipe.refine), *callbacks)
-    optimizer = make_optimizer(recipe, model)
-    state = _State() if run is None else _resume(run, model, optimizer, callbacks)
-    devices = [data.train.inputs.device] if data.train.inputs.is_cuda else []
+    if recipe.channels_last:
+        lay_channels_last(model)
     batch = min(recipe.batch_size, len(data.train))
-    images = batch * (len(data.train) // batch)
-    with torch.random.fork_rng(devices), _Bar(recipe, state, images, progress) as bar:
+    steps = len(data.train) // batch
+    training = _Training(
+        model,
+        data,
+        recipe,
+        augment,
+        Stepper(model, recipe, make_optimizer(recipe, model), data.train.inputs.device),
+        Averaging(model, recipe.average, recipe.epochs * steps, steps),
+        (*recipe_callbacks(recipe), *callbacks),
+        compile,
+    )
+    state = _State() if run is None else _resume(run, training)
+    devices = [data.train.inputs.device] if data.train.inputs.is_cuda else []
+    with torch.random.fork_rng(devices), Bar(recipe.epochs, state.epoch, batch * steps, progress) as bar:
         while state.epoch < recipe.epochs and not state.stopped:
-            for callback in callbacks:
-                if callback(model, optimizer, state.epoch):
-                    state.begin_level()
-            record = _epoch(model, data, recipe, optimizer, augment, state.epoch, bar.batch)
-            if len(data.validation):
-                validation = evaluate(model, data.batches("validation", EVALUATION_BATCH))
-                record["validation_loss"], record["validation_accuracy"] = validation.loss, validation.accuracy
-            _watch(state, recipe, model, record)
+            if training.before_epoch(state.epoch):
+                state.begin_level()
+            record = _epoch(training, state.epoch, bar.batch)
+            with training.averaging.evaluated() as judged:
+                if len(data.validation):
+                    batches = data.batches("validation", EVALUATION_BATCH)
+                    validation = evaluate(judged, batches, mirrored=recipe.mirrored)
+                    record["validation_loss"], record["validation_accuracy"] = validation.loss, validation.accuracy
+                _watch(state, recipe, judged, record)
+                result = judged.state_dict() if state.best is None else state.best
+                ended = state.stopped or state.epoch == recipe.epochs
+                result = {name: value.clone() for name, value in result.items()} if ended else {}
+            if ended:
+                _end(training, result)
             state.records.append(record)
             bar.epoch(record)
             if run is not None:
                 run.log(record)
-                run.save_checkpoint(_checkpoint(state, model, optimizer))
+                run.save_checkpoint(_checkpoint(state, training))
     return state.records
+
+
+def recipe_callbacks(recipe: Recipe) -> tuple[Any, ...]:
+    """The callbacks that a recipe asks for. Each has ``replay(model, epochs)``, too, which gives a net that was just
+    built what it had at the end of so many epochs."""
+    frozen = () if recipe.freeze_norm is None else (FreezeNorm(recipe.freeze_norm),)
+    return (Refine(recipe.refine), recipe.dropping, *frozen)
+
+
+@dataclass
+class _Training:
+    """What goes through a training: the model and all that changes with it."""
+
+    model: nn.Module
+    data: DataSet
+    recipe: Recipe
+    augment: Augment | None
+    stepper: Stepper
+    averaging: Averaging
+    callbacks: tuple[Callback, ...]
+    compile: bool
+
+    def __post_init__(self) -> None:
+        self.forward = self._forward()
+
+    def _forward(self) -> nn.Module:
+        """The model as it is called in training."""
+        active = self.recipe.active_steps
+        called = self.model if active is None else SampledSteps(self.model, active)
+        return torch.compile(called) if self.compile else called
+
+    def before_epoch(self, epoch: int) -> bool:
+        """Call the callbacks; whether any changed the structure of the model."""
+        changed = [bool(call(self.model, self.stepper.optimizer, epoch)) for call in self.callbacks]
+        if any(changed):
+            self.averaging.restart()
+            self.forward = self._forward()
+        return any(changed)
 
 
 def check_fit(model: nn.Module, data: DataSet, recipe: Recipe) -> None:
@@ -114,31 +178,32 @@ def check_fit(model: nn.Module, data: DataSet, recipe: Recipe) -> None:
 
     Raises:
         InvalidInput: for patience without a validation split, a training split smaller than 2, batches of one sample
-            for a net with batch norm, a number of active steps that ``model`` does not have, or a refinement of one
-            that cannot be refined.
+            for a net with batch norm, a number of active steps that ``model`` does not have, a refinement of one that
+            cannot be refined, mirror images of points, or frozen or recalibrated norms where there are none.
     """
     if recipe.refine:
         refine(model)
     if recipe.active_steps is not None:
         SampledSteps(model, recipe.active_steps)
+    if recipe.mirrored and data.size is None:
+        raise InvalidInput("mirrored averages over an image and its mirror image, and this data are points")
+    if (recipe.recalibrate or recipe.freeze_norm is not None) and not _batch_norms(model):
+        raise InvalidInput("recalibrate and freeze_norm are about batch norm, and this net has none")
     if recipe.patience is not None and not len(data.validation):
         raise InvalidInput("patience needs a validation split to watch: set a validation share above 0")
     if len(data.train) < 2:
         raise InvalidInput(f"the training split has {len(data.train)} samples: at least 2 are needed")
-    if recipe.batch_size < 2 and any(isinstance(layer, _BatchNorm) for layer in model.modules()):
+    if recipe.batch_size < 2 and _batch_norms(model):
         raise InvalidInput("batch norm averages over a batch, and batch_size is 1: raise it, or use another norm")
 
 
-def _epoch(
-    model: nn.Module,
-    data: DataSet,
-    recipe: Recipe,
-    optimizer: torch.optim.Optimizer,
-    augment: Augment | None,
-    epoch: int,
-    tell: Callable[[int, float, float, int], None],
-) -> dict[str, Any]:
+def _batch_norms(model: nn.Module) -> bool:
+    return any(isinstance(layer, _BatchNorm) for layer in model.modules())
+
+
+def _epoch(training: _Training, epoch: int, tell: Callable[[int, float, float, int], None]) -> dict[str, Any]:
     """One pass over the training split; the record of it."""
+    model, data, recipe = training.model, training.data, training.recipe
     generator = torch.Generator().manual_seed(_seed(recipe.seed, 2 * epoch))
     batch = min(recipe.batch_size, len(data.train))
     steps = len(data.train) // batch
@@ -147,14 +212,18 @@ def _epoch(
     losses, right = torch.zeros(steps, device=device), torch.zeros((), dtype=torch.int64, device=device)
     penalties: list[Tensor] = []
     begin, lr, told = time.perf_counter(), 0.0, 0
-    trained = model if recipe.active_steps is None else SampledSteps(model, recipe.active_steps)
-    trained.train()
-    batches = data.batches("train", batch, generator=generator, augment=augment, drop_last=True)
-    for step, (x, labels) in enumerate(batches):
+    training.forward.train()
+    batches = data.batches(
+        "train",
+        batch,
+        generator=generator,
+        augment=training.augment,
+        drop_last=True,
+    )
+    for step, (x, wanted) in enumerate(batches):
         lr = learning_rate(recipe, epoch * steps + step, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss, penalty, hits = _step(trained, recipe, optimizer, x, labels)
+        loss, penalty, hits = training.stepper.step(training.forward, x, wanted, lr)
+        training.averaging.after_step(epoch * steps + step)
         losses[step] = loss
         right += hits
         if penalty is not None:
@@ -179,24 +248,6 @@ def _epoch(
     }
 
 
-def _step(
-    model: nn.Module, recipe: Recipe, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """One step of the optimizer; the loss, the penalty (if there is any) and the right answers before it."""
-    precision = PRECISIONS[recipe.precision]
-    autocast = torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=precision is not torch.float32)
-    with autocast, collect_penalties() as penalties:
-        logits = model(x)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-    penalty = torch.stack([p.float() for p in penalties]).sum() if penalties else None
-    optimizer.zero_grad()
-    (loss if penalty is None else loss + penalty).backward()
-    if recipe.clip is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    optimizer.step()
-    return loss.detach(), None if penalty is None else penalty.detach(), (logits.argmax(1) == labels).sum()
-
-
 def _require_finite(losses: Tensor, epoch: int, steps: int, recipe: Recipe) -> None:
     bad = first_nonfinite(losses)
     if bad is not None:
@@ -210,19 +261,25 @@ def _diverged(what: str, value: float | str, step: int, epoch: int, recipe: Reci
     )
 
 
-def _watch(state: _State, recipe: Recipe, model: nn.Module, record: dict[str, Any]) -> None:
+def _watch(state: _State, recipe: Recipe, judged: nn.Module, record: dict[str, Any]) -> None:
     """Close the epoch: note a better validation accuracy, and stop when there was none for long enough."""
     state.epoch += 1
     if recipe.patience is None:
         return
     if record["validation_accuracy"] > state.best_accuracy:
         state.best_accuracy, state.stale = record["validation_accuracy"], 0
-        state.best = {name: value.clone() for name, value in model.state_dict().items()}
+        state.best = {name: value.clone() for name, value in judged.state_dict().items()}
     else:
         state.stale += 1
         state.stopped = state.stale >= recipe.patience
-    if (state.stopped or state.epoch == recipe.epochs) and state.best is not None:
-        model.load_state_dict(state.best)
+
+
+def _end(training: _Training, result: dict[str, Tensor]) -> None:
+    """Give the model its weights at the end of the training: ``result``, and statistics of its own if asked for."""
+    model = training.model
+    model.load_state_dict(result)
+    if training.recipe.recalibrate:
+        recalibrate(model, training.data.batches("train", EVALUATION_BATCH))
 
 
 def _seed(seed: int, stream: int) -> int:
@@ -238,30 +295,33 @@ def seed_default(seed: int, device: torch.device) -> None:
             torch.cuda.manual_seed(seed)
 
 
-def _checkpoint(state: _State, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _checkpoint(state: _State, training: _Training) -> dict[str, Any]:
     return {
         "epoch": state.epoch,
         "best_accuracy": state.best_accuracy,
         "stale": state.stale,
         "stopped": state.stopped,
         "best": state.best,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": training.model.state_dict(),
+        "optimizer": training.stepper.optimizer.state_dict(),
+        "scaler": training.stepper.scaler.state_dict(),
+        "averaging": training.averaging.state_dict(),
     }
 
 
-def _resume(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, callbacks: Sequence[Callback]) -> _State:
-    """The state of the last checkpoint, loaded into ``model`` and ``optimizer``; a new one if there is none."""
-    checkpoint = run.load_checkpoint(map_location=next(model.parameters()).device)
+def _resume(run: Run, training: _Training) -> _State:
+    """The state of the last checkpoint, loaded into the training; a new one if there is none."""
+    checkpoint = run.load_checkpoint(map_location=training.data.train.inputs.device)
     if checkpoint is None:
         run.rewind(0)
         return _State()
     for epoch in range(checkpoint["epoch"]):
-        for callback in callbacks:
-            callback(model, optimizer, epoch)
+        training.before_epoch(epoch)
     with fitting(run):
-        model.load_state_dict(checkpoint.pop("model"))
-        optimizer.load_state_dict(checkpoint.pop("optimizer"))
+        training.averaging.load_state_dict(checkpoint.pop("averaging"))
+        training.model.load_state_dict(checkpoint.pop("model"))
+        training.stepper.optimizer.load_state_dict(checkpoint.pop("optimizer"))
+        training.stepper.scaler.load_state_dict(checkpoint.pop("scaler"))
     # What was logged after the checkpoint is computed, and logged, again.
     run.rewind(checkpoint["epoch"])
     return _State(**checkpoint, records=run.metrics())
@@ -281,39 +341,3 @@ def fitting(run: Run) -> Iterator[None]:
             f"the checkpoint of {run.path} does not fit the net of its config (made by another version of resode, "
             "perhaps): train again in another folder"
         ) from error
-
-
-class _Bar:
-    """Shows how a training goes: a bar over all its images on a terminal, else a line an epoch; or nothing."""
-
-    def __init__(self, recipe: Recipe, state: _State, images: int, progress: bool) -> None:
-        self.progress, self.epochs, self.images = progress, recipe.epochs, images
-        self.bar = tqdm(
-            total=recipe.epochs * images,
-            initial=state.epoch * images,
-            unit="image",
-            unit_scale=True,
-            disable=None if progress else True,
-            leave=False,
-        )
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def batch(self, images: int, loss: float, accuracy: float, evaluations: int) -> None:
-        """Note ``images`` more, and how the epoch stands."""
-        self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}, NFE {evaluations}", refresh=False)
-        self.bar.update(images)
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Note the end of an epoch."""
-        if not self.progress or not self.bar.disable:
-            return
-        said = f"loss {record['train_loss']:.3f}, accuracy {record['train_accuracy']:.1%}"
-        if "validation_accuracy" in record:
-            said += f", validation {record['validation_accuracy']:.1%}"
-        said += f", NFE {record['nfe']}, {record['images_per_second']:.0f} images/s"
-        print(f"epoch {record['epoch']:3d}/{self.epochs}: {said}", flush=True)

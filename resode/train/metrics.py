@@ -27,8 +27,11 @@ class Metrics:
         return asdict(self)
 
 
-def evaluate(model: nn.Module, data: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
+def evaluate(model: nn.Module, data: Iterable[tuple[Tensor, Tensor]], *, mirrored: bool = False) -> Metrics:
     """Loss and accuracy of ``model`` in evaluation mode on pairs (x, labels).
+
+    With ``mirrored`` the logits are the mean of those of the images (B, C, H, W) and of their mirror images, left to
+    right (test-time flipping: Krizhevsky et al. 2012, section 4.1; Jordan 2024, arXiv 2404.00498).
 
     ODE blocks run uncompiled: the last batch of a split has a shape of its own, and a graph costs more than it saves.
 
@@ -39,7 +42,7 @@ def evaluate(model: nn.Module, data: Iterable[tuple[Tensor, Tensor]]) -> Metrics
     count = 0
     with evaluating(model), solver_settings(model, compile_mode=None):
         for x, labels in data:
-            logits = model(x)
+            logits = model(x) if not mirrored else 0.5 * (model(x) + model(x.flip(-1)))
             # Summed in double precision on the device: one transfer at the end, and no rounding over many batches.
             loss = loss + F.cross_entropy(logits.double(), labels, reduction="sum")
             right = right + (logits.argmax(1) == labels).sum()

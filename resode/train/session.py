@@ -21,10 +21,9 @@ from resode.nets.net import evaluating, parameter_count
 from resode.runs import Run
 from resode.stack import Stack
 from resode.train import fidelity
-from resode.train.loop import EVALUATION_BATCH, check_fit, fit, fitting
+from resode.train.loop import EVALUATION_BATCH, check_fit, fit, fitting, recipe_callbacks
 from resode.train.metrics import evaluate
 from resode.train.recipe import Recipe
-from resode.train.refinement import Refine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +129,12 @@ def _train(setup: Setup, path: str | Path, place: torch.device, progress: bool) 
             return run
         measured = {"start": _fidelity(model, dataset)}
         _warn(measured["start"], progress)
-        records = fit(model, dataset, recipe, augment=setup.stack.augment, run=run, progress=progress)
+        compile, augment = setup.architecture.compile, setup.stack.augment
+        records = fit(model, dataset, recipe, augment=augment, run=run, compile=compile, progress=progress)
         splits = [name for name in ("train", "validation", "test") if len(getattr(dataset, name))]
-        found = {name: evaluate(model, dataset.batches(name, EVALUATION_BATCH)) for name in splits}
+        found = {
+            name: evaluate(model, dataset.batches(name, EVALUATION_BATCH), mirrored=recipe.mirrored) for name in splits
+        }
         measured["end"] = _fidelity(model, dataset)
         run.save_result(
             "train",
@@ -212,10 +214,18 @@ def load(path: str | Path, *, device: str = "cpu", data_dir: str | None = None) 
     settings = Data(**_known(Data, {**run.config["data"], **({"data_dir": data_dir} if data_dir else {})}))
     seed = run.config["recipe"]["seed"]
     model = nets.build(NetConfig.from_dict(run.config["net"]), seed).to(place)
-    Refine(tuple(run.config["recipe"].get("refine", ()))).replay(model, checkpoint["epoch"])
+    for callback in recipe_callbacks(_recipe(run)):
+        callback.replay(model, checkpoint["epoch"])
     with fitting(run):
         model.load_state_dict(checkpoint["model"])
     return Trained(model.eval(), settings.load(seed, place), run)
+
+
+def _recipe(run: Run) -> Recipe:
+    try:
+        return Recipe.from_dict(run.config["recipe"])
+    except InvalidInput as error:
+        raise RunError(f"{run.path} was made by another version of resode: {error}") from error
 
 
 def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:

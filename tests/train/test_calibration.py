@@ -37,7 +37,7 @@ def test_it_is_the_sum_over_the_bins(bins):
 
 
 def test_bins_are_closed_above():
-    # 0.5 and 0.4 both belong to (0.25, 0.5], with bins of 1/4, where the excess of one and the lack of the other cancel.
+    # Of 4 bins, 0.5 and 0.4 both belong to (0.25, 0.5], where the excess of one and the lack of the other cancel.
     probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.4, 0.3, 0.3]])
     error = expected_calibration_error(probabilities, torch.tensor([0, 1]), 4)
     assert error == pytest.approx(abs((1 - 0.5) + (0 - 0.4)) / 2)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import FrozenInstanceError, asdict, replace
 from fractions import Fraction
 
 import pytest
@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from resode import InvalidInput, Recipe
+from resode.train.averaging import Average
+from resode.train.dropout_epochs import DropoutEpochs
+from resode.train.penalties import Penalties
 from resode.train.recipe import learning_rate, make_optimizer
 
 # Refusals
@@ -21,9 +24,14 @@ from resode.train.recipe import learning_rate, make_optimizer
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"optimizer": "adam"}, "unknown optimizer 'adam'.*sgd, adamw"),
-        ({"schedule": "linear"}, "unknown schedule 'linear'.*cosine, step, constant"),
-        ({"precision": "float16"}, "unknown precision 'float16'.*float32, bfloat16"),
+        ({"optimizer": "lion"}, "unknown optimizer 'lion'.*sgd, sgdw, adam, adamw"),
+        ({"schedule": "square"}, "unknown schedule 'square'.*cosine, linear, step, constant, one-cycle"),
+        ({"precision": "float8"}, "unknown precision 'float8'.*float32, bfloat16, float16"),
+        ({"loss": "hinge"}, "unknown loss 'hinge'.*cross-entropy, bce"),
+        ({"final": 1.5}, "final is 1.5"),
+        ({"adaptive_clip": 0.0}, "adaptive_clip is 0.0"),
+        ({"freeze_norm": 2.5}, "freeze_norm is 2.5: a whole number"),
+        ({"epochs": 3, "dropping": DropoutEpochs(phase="early", epochs=4)}, "dropout is early with 4 epochs"),
         *(({name: 0}, f"{name} is 0") for name in ("epochs", "batch_size", "lr", "gamma", "clip", "patience")),
         *(({name: -1}, f"{name} is -1") for name in ("epochs", "batch_size", "lr", "gamma", "clip", "patience")),
         *(({name: math.nan}, f"{name} is nan") for name in ("lr", "gamma", "clip", "momentum", "weight_decay")),
@@ -59,11 +67,22 @@ def test_the_ends_of_the_ranges_are_taken(settings):
 
 
 def test_a_recipe_survives_json_and_cannot_be_changed():
-    recipe = Recipe(milestones=(0.3, 0.6), clip=1.0, patience=3)
+    recipe = Recipe(
+        milestones=(0.3, 0.6),
+        clip=1.0,
+        patience=3,
+        penalty=Penalties(l1=0.1),
+        dropping=DropoutEpochs(phase="late", epochs=2),
+        average=Average(kind="ema"),
+    )
     values = json.loads(json.dumps(asdict(recipe)))
-    assert Recipe(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}) == recipe
+    assert Recipe.from_dict(values) == recipe
     with pytest.raises(FrozenInstanceError):
         recipe.lr = 1.0
+    old = {name: value for name, value in values.items() if name not in ("average", "loss")}
+    assert Recipe.from_dict(old) == replace(recipe, average=Average())
+    with pytest.raises(InvalidInput, match="unknown settings of a recipe: colour"):
+        Recipe.from_dict({**values, "colour": 1})
 
 
 # The learning rate
@@ -129,6 +148,33 @@ def test_a_schedule_does_not_depend_on_the_other_schedules_settings():
         one = Recipe(schedule=schedule, epochs=3)
         two = Recipe(schedule=schedule, epochs=3, milestones=(0.1,), gamma=0.9)
         assert rates(one, 4) == rates(two, 4)
+
+
+def rates_of_torch(scheduler, steps):
+    found = []
+    for _ in range(steps):
+        found.append(scheduler.optimizer.param_groups[0]["lr"])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_the_schedules_are_those_of_torch():
+    schedulers = torch.optim.lr_scheduler
+
+    def optimizer():
+        return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
+
+    cycle = schedulers.OneCycleLR(optimizer(), 0.4, total_steps=40, pct_start=0.25, cycle_momentum=False)
+    one_cycle = rates(Recipe(epochs=4, lr=0.4, warmup=1.0, schedule="one-cycle"), 10)
+    assert one_cycle == pytest.approx([*rates_of_torch(cycle, 39), 0.4 / 250_000])
+    line = schedulers.LinearLR(optimizer(), 1.0, 0.25, total_iters=40)
+    assert rates(Recipe(epochs=4, lr=0.4, schedule="linear", final=0.25), 10) == pytest.approx(rates_of_torch(line, 40))
+    cosine = schedulers.CosineAnnealingLR(optimizer(), 40, eta_min=0.1)
+    found = rates(Recipe(epochs=4, lr=0.4, schedule="cosine", final=0.25), 10)
+    assert found == pytest.approx(rates_of_torch(cosine, 40))
+    stairs = schedulers.MultiStepLR(optimizer(), [20, 30], gamma=0.1)
+    assert rates(Recipe(epochs=4, lr=0.4, schedule="step"), 10) == pytest.approx(rates_of_torch(stairs, 40))
 
 
 # The optimizer

@@ -372,7 +372,7 @@ def test_a_loaded_net_is_the_trained_one(trained):
 
 
 def test_an_unfinished_training_can_be_loaded_once_it_has_a_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(session, "evaluate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         train(ON_POINTS, tmp_path / "run")
     found = load(str(tmp_path / "run"))
