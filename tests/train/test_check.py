@@ -288,7 +288,9 @@ def test_batch_norm_alone_may_mix_samples_in_training():
     assert normed.values["share_in_evaluation"] == 0.0
     assert normed.values["share_in_training"] > 0.01
     assert "by batch norm" in normed.said
+    state = torch.get_rng_state()
     group = findings.keeps_samples_apart(net_of(norm="group", dropout=Dropout(p=0.3)), x)
+    assert torch.equal(torch.get_rng_state(), state)
     assert group.passed
     assert group.values["share_in_training"] == 0.0
 
