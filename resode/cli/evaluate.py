@@ -56,7 +56,8 @@ class Evaluate:
             if self.mc_samples is not None:  # first of all, as it may be refused
                 batches = trained.data.batches(self.split, EVALUATION_BATCH)
                 sampled = monte_carlo(trained.model, batches, self.mc_samples, self.mc_seed)
-            found = evaluate(trained.model, trained.data.batches(self.split, EVALUATION_BATCH))
+            mirrored = trained.run.config["recipe"].get("mirrored", False)
+            found = evaluate(trained.model, trained.data.batches(self.split, EVALUATION_BATCH), mirrored=mirrored)
         print(f"{self.split}: {said_of(found.to_dict())}, NFE {found.nfe}")
         if sampled is not None:
             print(said_of_samples(sampled))

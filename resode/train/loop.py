@@ -117,6 +117,8 @@ def fit(
                 state.begin_level()
             record = _epoch(training, state.epoch, bar.batch)
             with training.averaging.evaluated() as judged:
+                # The averaged net is a copy made in an earlier epoch: where dropout is not inverted, its p matters.
+                recipe.dropping(judged, training.stepper.optimizer, state.epoch)
                 if len(data.validation):
                     batches = data.batches("validation", EVALUATION_BATCH)
                     validation = evaluate(judged, batches, mirrored=recipe.mirrored)
