@@ -41,7 +41,7 @@ def trained(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "lesion", "spectrum", "limits"])
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "check", "lesion", "spectrum", "limits"])
 def test_every_command_explains_itself(command, capsys):
     assert call(command, "--help") == 0
     said = capsys.readouterr().out
