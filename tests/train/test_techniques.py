@@ -135,3 +135,18 @@ def test_mirror_images_of_points_are_refused():
 def test_batch_norms_that_are_not_there_are_refused(digits, settings):
     with pytest.raises(InvalidInput, match="this net has none"):
         fit(net("resnet", norm="group"), digits, Recipe(epochs=1, **settings))
+
+
+# Dynamo's own, where it leaves a graph.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_training_is_the_same_but_for_rounding():
+    data = load("moons", seed=0)
+    recipe = Recipe(epochs=1, batch_size=128, lr=0.05)
+
+    def trained(compile):
+        model = build(NetConfig(net="resnet", kind="mlp", depth=8, channels=2, size=None, classes=2), 0)
+        fit(model, data, recipe, compile=compile)
+        return states(model)
+
+    for (name, value), compiled in zip(trained(False).items(), trained(True).values(), strict=True):
+        torch.testing.assert_close(compiled, value, rtol=1e-4, atol=1e-5, msg=name)
