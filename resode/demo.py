@@ -7,7 +7,7 @@ other numbers of steps. All of it goes into one run folder and one report.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -55,7 +55,7 @@ class Demo:
 
     def setup(self, name: str, seed: int) -> Setup:
         """The training of one net from one seed."""
-        recipe = Recipe(**{**asdict(self.recipe), "seed": seed})
+        recipe = replace(self.recipe, seed=seed)
         return Setup(architecture=self.architectures[name], stack=self.stack, data=self.data, recipe=recipe)
 
 
