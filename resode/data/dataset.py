@@ -70,8 +70,12 @@ class DataSet:
         generator: torch.Generator | None = None,
         augment: Augment | None = None,
         drop_last: bool = False,
+        repeats: int = 1,
+        epoch: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over a split, as (standardized float32 inputs, labels).
+
+        Where the augmentation mixes examples, the shares of the classes, float32 (B, K), come in place of the labels.
 
         With a generator the examples are shuffled, without one they come in their order. This call alone
         advances the generator, and by the same whatever the settings: the augmentation draws from one of its own,
@@ -82,12 +86,18 @@ class DataSet:
             split: "train", "validation" or "test", or a split made by hand.
             batch_size: examples in a batch; the last may have fewer, unless ``drop_last`` leaves it out.
             generator: on the CPU.
-            augment: changes the inputs before they are standardized, the labels never. Needs a generator.
+            augment: changes the inputs before they are standardized, and mixes them afterwards. Needs a generator.
             drop_last: only full batches.
+            repeats: repeated augmentation (Hoffer et al. 2020, arXiv 1901.09335): each batch has batch_size/repeats
+                examples, so many times each, every time augmented by itself. There are as many batches as without, so a
+                pass sees one example in ``repeats``, drawn anew each time (as Wightman et al. 2021, arXiv 2110.00476).
+                Needs a generator.
+            epoch: the number of the pass, from 0 on: for the alternating flip, which mirrors repeats alike.
 
         Raises:
             InvalidInput: for an unknown split, a batch size that is not a whole number above 0, a generator that
-                is not on the CPU, an augmentation without one, or ``drop_last`` of the only batch.
+                is not on the CPU, an augmentation or repeats without one, repeats that do not divide the batch size, an
+                alternating flip without the epoch, or ``drop_last`` of the only batch.
         """
         if isinstance(split, str):
             split = getattr(self, choose(split, _SPLITS, "split"))
@@ -95,15 +105,20 @@ class DataSet:
         check_generator(generator)
         if augment and generator is None:
             raise InvalidInput("an augmentation was given without a generator: pass generator=torch.Generator()")
+        if augment and augment.alternate_flip and epoch is None:
+            raise InvalidInput("the alternating flip goes by the number of the epoch: pass epoch=0, 1, …")
+        _check_repeats(repeats, batch_size, generator)
         if drop_last and 0 < len(split) < batch_size:
             raise InvalidInput(
                 f"batch_size is {batch_size}, and drop_last leaves nothing of {len(split)} examples: lower it"
             )
         order = None if generator is None else torch.randperm(len(split), generator=generator)
+        if order is not None and repeats > 1:
+            order = order.repeat_interleave(repeats)[: len(split)]
         draws = None if generator is None else _derived(generator)
         stop = len(split) // batch_size * batch_size if drop_last else len(split)
         parts = [slice(start, min(start + batch_size, stop)) for start in range(0, stop, batch_size)]
-        return self._pass(split, parts, order, augment, draws)
+        return self._pass(split, parts, order, augment, draws, epoch)
 
     def _pass(
         self,
@@ -112,14 +127,19 @@ class DataSet:
         order: Tensor | None,
         augment: Augment | None,
         generator: torch.Generator | None,
+        epoch: int | None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """`batches`, once its arguments are checked and its order is drawn."""
         if order is not None:
             order = order.to(split.inputs.device)
         for part in parts:
-            batch = split.take(part if order is None else order[part])
-            inputs = augment(batch.inputs, generator) if augment else batch.inputs
-            yield self.standardize(inputs), batch.labels
+            index = part if order is None else order[part]
+            batch = split.take(index)
+            inputs = augment(batch.inputs, generator, index=index, epoch=epoch) if augment else batch.inputs
+            x, wanted = self.standardize(inputs), batch.labels
+            if augment and augment.mixes:
+                x, wanted = augment.mix(x, wanted, self.classes, generator)
+            yield x, wanted
 
 
 class Batches:
@@ -177,6 +197,17 @@ def check_whole(value: int, what: str) -> None:
     if not isinstance(value, int):
         raise InvalidInput(f"{what} is {value!r}: it must be a whole number above 0")
     positive(value, what)
+
+
+def _check_repeats(repeats: int, batch_size: int, generator: torch.Generator | None) -> None:
+    check_whole(repeats, "repeats")
+    if batch_size % repeats:
+        raise InvalidInput(
+            f"repeats is {repeats}, and batch_size {batch_size} is no multiple of it: each batch has batch_size/"
+            "repeats examples, repeats times each"
+        )
+    if repeats > 1 and generator is None:
+        raise InvalidInput("repeats without a generator would show the first examples alone: pass generator=")
 
 
 def _derived(generator: torch.Generator) -> torch.Generator:

@@ -187,6 +187,10 @@ def check_fit(model: nn.Module, data: DataSet, recipe: Recipe) -> None:
         refine(model)
     if recipe.active_steps is not None:
         SampledSteps(model, recipe.active_steps)
+    if recipe.repeats > 1 and min(recipe.batch_size, len(data.train)) % recipe.repeats:
+        raise InvalidInput(
+            f"the training split has {len(data.train)} samples, one batch, which {recipe.repeats} repeats do not divide"
+        )
     if recipe.mirrored and data.size is None:
         raise InvalidInput("mirrored averages over an image and its mirror image, and this data are points")
     if (recipe.recalibrate or recipe.freeze_norm is not None) and not _batch_norms(model):
@@ -221,6 +225,8 @@ def _epoch(training: _Training, epoch: int, tell: Callable[[int, float, float, i
         generator=generator,
         augment=training.augment,
         drop_last=True,
+        repeats=recipe.repeats,
+        epoch=epoch,
     )
     for step, (x, wanted) in enumerate(batches):
         lr = learning_rate(recipe, epoch * steps + step, steps)

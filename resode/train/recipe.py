@@ -29,6 +29,8 @@ class Recipe:
     Args:
         epochs: passes over the training split.
         batch_size: images in a batch (the last, smaller batch of an epoch is left out where there is a whole one).
+        repeats: each batch has batch_size/repeats images, so many times each, every time augmented anew; an epoch is
+            as many batches as without.
         optimizer: sgd (with momentum) or adam, with weight decay in the gradient; or sgdw or adamw, apart from it.
         lr: learning rate at its peak.
         momentum: momentum of sgd and sgdw.
@@ -66,6 +68,7 @@ class Recipe:
 
     epochs: int = 30
     batch_size: int = 128
+    repeats: int = 1
     optimizer: Literal["sgd", "sgdw", "adam", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
@@ -99,7 +102,7 @@ class Recipe:
         choose(self.schedule, SCHEDULES, "schedule")
         choose(self.loss, LOSSES, "loss")
         choose(self.precision, PRECISIONS, "precision")
-        whole = ("epochs", "batch_size", "patience", "active_steps", "freeze_norm")
+        whole = ("epochs", "batch_size", "repeats", "patience", "active_steps", "freeze_norm")
         for name in (*whole, "lr", "gamma", "clip", "adaptive_clip"):
             value = getattr(self, name)
             if value is None and name in OPTIONAL:
@@ -129,6 +132,8 @@ class Recipe:
             raise InvalidInput("nesterov is a form of sgd's momentum: use optimizer sgd with a momentum above 0")
         if any(not 0.0 < m < 1.0 for m in self.milestones):
             raise InvalidInput(f"milestones are {self.milestones}: shares of the training in (0, 1) are expected")
+        if self.batch_size % self.repeats:
+            raise InvalidInput(f"batch_size is {self.batch_size}, which {self.repeats} repeats do not divide")
         if self.dropping.phase != "all" and self.dropping.epochs > self.epochs:
             raise InvalidInput(
                 f"dropout is {self.dropping.phase} with {self.dropping.epochs} epochs, and the training has "

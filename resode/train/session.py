@@ -179,7 +179,8 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 def _try_out(model: nn.Module, dataset: DataSet, augment: Augment) -> None:
     """A forward pass of two augmented samples: whatever does not fit is found before a run folder is made."""
-    x = dataset.standardize(augment(dataset.train.inputs[:2], torch.Generator().manual_seed(0)))
+    generator = torch.Generator().manual_seed(0)
+    x, _ = next(dataset.batches(dataset.train.take(slice(2)), 2, generator=generator, augment=augment, epoch=0))
     with evaluating(model), solver_settings(model, compile_mode=None):
         model(x)
 

@@ -1,6 +1,8 @@
 """Augmentation: what can come out, how often, and that nothing but the generator decides."""
 
+import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -84,7 +86,16 @@ def test_crop_and_shift_together_add_up():
     assert rows.max() == columns.max() == 5
 
 
-@pytest.mark.parametrize("augment", [Augment(flip=True), Augment(crop=2), Augment(flip=True, crop=1, shift=2)])
+# Each setting by itself, and all of them at once.
+SETTINGS = {
+    "flip": True, "crop": 1, "shift": 2, "resized_crop": 0.4, "translate": 0.3, "shear": 20.0, "rotate": 30.0,
+    "randaugment": 2, "brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2, "cutout": 2, "erase": 0.5,
+}  # fmt: skip
+EACH = [Augment(**{name: value}) for name, value in SETTINGS.items()]
+ALL = Augment(**SETTINGS)
+
+
+@pytest.mark.parametrize("augment", [*EACH, ALL])
 def test_the_generator_alone_decides(augment):
     images = torch.randint(0, 256, (20, 3, 6, 5), generator=generator(), dtype=torch.uint8)
     before, state = images.clone(), torch.get_rng_state()
@@ -96,6 +107,55 @@ def test_the_generator_alone_decides(augment):
     assert not torch.equal(out, augment(images, generator(6)))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("augment", [*EACH, ALL])
+def test_each_image_is_augmented_by_itself(augment, dtype):
+    """Equal images become different ones, and shape, type and range stay."""
+    image = torch.randint(0, 256, (1, 3, 12, 12), generator=generator(), dtype=torch.uint8)
+    image = image if dtype == torch.uint8 else image / 255
+    out = augment(image.expand(64, -1, -1, -1), generator())
+    assert (out.shape, out.dtype) == ((64, 3, 12, 12), dtype)
+    assert out.min() >= 0
+    assert out.max() <= (255 if dtype == torch.uint8 else 1.0001)
+    assert len({one.numpy().tobytes() for one in out}) > (1 if augment == Augment(flip=True) else 5)
+
+
+@pytest.mark.parametrize("augment", EACH)
+def test_an_image_is_augmented_alike_whatever_the_others_are(augment):
+    """What is drawn for an image depends on its place alone, never on pixels."""
+    images = torch.randint(0, 256, (20, 3, 12, 12), generator=generator(), dtype=torch.uint8)
+    others = images.flip(0)
+    others[7] = images[7]
+    assert torch.equal(augment(images, generator(2))[7], augment(others, generator(2))[7])
+
+
+def test_settings_are_applied_in_their_order():
+    images = torch.randint(0, 256, (8, 3, 12, 12), generator=generator(), dtype=torch.uint8)
+    g, expected = generator(4), images
+    moves = {name: SETTINGS[name] for name in ("translate", "shear", "rotate")}
+    colors = {name: SETTINGS[name] for name in ("brightness", "contrast", "saturation", "hue")}
+    for augment in [
+        *(Augment(**{name: SETTINGS[name]}) for name in ("flip", "crop", "shift", "resized_crop")),
+        Augment(**moves),
+        Augment(randaugment=2),
+        Augment(**colors),
+        Augment(cutout=2),
+        Augment(erase=0.5),
+    ]:
+        expected = augment(expected, g)
+    assert torch.equal(ALL(images, generator(4)), expected)
+
+
+def test_the_settings_are_plain_values_and_off_by_default():
+    assert Augment(**json.loads(json.dumps(asdict(ALL)))) == ALL
+    off = asdict(Augment())
+    assert {name: value for name, value in off.items() if value} == {"interpolation": "bilinear", "magnitude": 9}
+    for name, value in {**SETTINGS, "alternate_flip": True, "mixup": 0.2, "cutmix": 1.0}.items():
+        assert not off[name]
+        assert Augment(**{name: value})
+    assert [name for name in off if Augment(**{name: SETTINGS.get(name, off[name]) or 1}).mixes] == ["mixup", "cutmix"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -110,10 +170,11 @@ def test_floating_images_move_as_uint8_ones_do(dtype):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_same_images():
     images = torch.randint(0, 256, (20, 3, 6, 5), generator=generator(), dtype=torch.uint8)
-    augment = Augment(flip=True, crop=2, shift=1)
-    out = augment(images.cuda(), generator(1))
-    assert out.is_cuda
-    assert torch.equal(out.cpu(), augment(images, generator(1)))
+    for augment in EACH:
+        out = augment(images.cuda(), generator(1))
+        assert out.is_cuda
+        # A level of grey may be rounded the other way where it is computed.
+        assert ((out.cpu().int() - augment(images, generator(1)).int()).abs() > 1).float().mean() < 0.01
 
 
 def test_without_a_generator_torch_s_default_one_draws():
@@ -132,18 +193,42 @@ def test_no_augmentation_returns_what_it_was_given():
 
 
 def test_an_empty_batch_stays_empty():
-    out = Augment(flip=True, crop=1, shift=1)(torch.zeros(0, 3, 4, 4), generator())
-    assert out.shape == (0, 3, 4, 4)
+    for dtype in (torch.uint8, torch.float32):
+        out = ALL(torch.zeros(0, 3, 4, 4, dtype=dtype), generator())
+        assert (out.shape, out.dtype) == ((0, 3, 4, 4), dtype)
 
 
-@pytest.mark.parametrize("name", ["crop", "shift"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("resized_crop", 1.1),
+        ("translate", -0.1),
+        ("translate", 1.1),
+        ("shear", 90.0),
+        ("rotate", 181.0),
+        ("rotate", float("nan")),
+        ("brightness", float("inf")),
+        ("contrast", -1.0),
+        ("saturation", -0.5),
+        ("hue", 0.6),
+        ("erase", 1.5),
+        ("erase", True),
+        ("interpolation", "cubic"),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused(name, value):
+    with pytest.raises(InvalidInput, match=rf"{name} (is )?'?{value}"):
+        Augment(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["crop", "shift", "cutout"])
 @pytest.mark.parametrize("value", [-1, 1.5, True])
 def test_pixels_are_whole_numbers(name, value):
     with pytest.raises(InvalidInput, match=f"{name} is {value}"):
         Augment(**{name: value})
 
 
-@pytest.mark.parametrize("augment", [Augment(flip=True), Augment(crop=1), Augment(shift=1)])
+@pytest.mark.parametrize("augment", [*EACH, Augment(alternate_flip=True)])
 def test_points_cannot_be_augmented(augment):
     with pytest.raises(InvalidInput, match=r"shape \(4, 2\).*Augment\(\)"):
         augment(torch.zeros(4, 2), generator())

@@ -266,7 +266,7 @@ class Black(Augment):
     def __bool__(self):
         return True
 
-    def __call__(self, images, generator=None):
+    def __call__(self, images, generator=None, **_):
         self.seen.append(len(images))
         return torch.zeros_like(images)
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resode import Dropout, InvalidInput, NetConfig, Recipe, Run, Stack, build, fit
-from resode.data import load
+from resode.data import Augment, load
 from resode.layers.layout import is_channels_last
 from resode.train import evaluate, recalibrate
 from resode.train.averaging import Average
@@ -50,6 +50,7 @@ TECHNIQUES = {
     "adam": {"optimizer": "adam", "lr": 0.01},
     "bce": {"loss": "bce"},
     "float16": {"precision": "float16"},
+    "repeats": {"repeats": 2},
     "one-cycle": {"schedule": "one-cycle", "warmup": 1.0},
 }
 
@@ -73,6 +74,28 @@ def test_each_changes_the_result_and_an_interrupted_training_resumes_to_it(tmp_p
             fit(net(name, dropout=Dropout("unit", 0.2)), digits, recipe, run=run, callbacks=[stop])
         fit(resumed, digits, recipe, run=run)
     assert same(states(whole), states(resumed))
+
+
+AUGMENTATIONS = (
+    Augment(mixup=0.4),
+    Augment(cutmix=1.0),
+    Augment(randaugment=2, magnitude=9),
+    Augment(alternate_flip=True),
+    Augment(rotate=15.0, cutout=3),
+)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("augment", AUGMENTATIONS, ids=str)
+def test_augmented_trainings_are_their_seeds(digits, augment, name):
+    def trained(seed):
+        model = net(name)
+        records = fit(model, digits, Recipe(epochs=2, batch_size=64, lr=0.05, seed=seed), augment=augment)
+        assert all(0.0 <= record["train_accuracy"] <= 1.0 for record in records)
+        return states(model)
+
+    assert same(trained(0), trained(0))
+    assert not same(trained(0), trained(1))
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -1,0 +1,205 @@
+"""The settings of the augmentation, and the augmentation itself."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from resode.data.augment.color import color_jitter
+from resode.data.augment.draws import check_generator
+from resode.data.augment.erasing import cutout, random_erasing
+from resode.data.augment.flips import alternating_flip, random_flip
+from resode.data.augment.geometry import INTERPOLATIONS, random_affine
+from resode.data.augment.mix import Mix, check_labels, cutmix, mixup
+from resode.data.augment.policy import check_magnitude, randaugment
+from resode.data.augment.resized_crop import random_resized_crop
+from resode.data.augment.shifts import check_pixels, random_crop, random_shift
+from resode.errors import InvalidInput, choose
+
+_LIMITS = {
+    "resized_crop": 1.0,
+    "translate": 1.0,
+    "shear": 89.0,
+    "rotate": 180.0,
+    "brightness": math.inf,
+    "contrast": math.inf,
+    "saturation": math.inf,
+    "hue": 0.5,
+    "erase": 1.0,
+    "mixup": math.inf,
+    "cutmix": math.inf,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Augmentation of the training images, each one by itself, in the order of the settings. All are off by default.
+
+    ``Augment(flip=True, crop=4)`` is that of He et al. 2016, section 4.2, for CIFAR, after Krizhevsky et al.
+    2012, section 4.1. ``bool(augment)`` says whether it does anything; if not, a call returns what it was given.
+
+    Args:
+        flip: mirror each image left to right with probability 1/2.
+        alternate_flip: mirror each image in every other epoch, in place of at random.
+        crop: pad with this many black pixels on each side and crop the old size at a random place; 0 for none.
+        shift: translate by up to this many pixels each way, with black beyond (the same as crop, and added to it).
+        resized_crop: crop a part with at least this share of the area and stretch it to the old size; 0 for none.
+        translate: translate by up to this share of the width and of the height.
+        shear: shear along the rows by up to this angle, in degrees.
+        rotate: rotate by up to this angle, in degrees (with translate and shear, in one resampling).
+        interpolation: of translate, shear and rotate: nearest or bilinear.
+        randaugment: N of RandAugment: operations drawn from fourteen, for each image; 0 for none.
+        magnitude: M of RandAugment, from 0 to 30.
+        brightness: change of the brightness, by a factor in 1 ± this.
+        contrast: change of the contrast, by a factor in 1 ± this.
+        saturation: change of the saturation, by a factor in 1 ± this (not of grey images).
+        hue: change of the hue, by up to this share of a full turn, at most 0.5 (not of grey images).
+        cutout: blacken a square with this side, in pixels, somewhere in each image.
+        erase: probability of a rectangle of noise (random erasing).
+        mixup: alpha of MixUp: an average of two images and of their labels, its share drawn from Beta(alpha, alpha).
+        cutmix: alpha of CutMix: a box of one image in another (with mixup, one of the two for each batch).
+
+    Raises:
+        InvalidInput: for a number out of its range.
+    """
+
+    flip: bool = False
+    alternate_flip: bool = False
+    crop: int = 0
+    shift: int = 0
+    resized_crop: float = 0.0
+    translate: float = 0.0
+    shear: float = 0.0
+    rotate: float = 0.0
+    interpolation: Literal["nearest", "bilinear"] = "bilinear"
+    randaugment: int = 0
+    magnitude: int = 9
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    cutout: int = 0
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "shift", "cutout"):
+            check_pixels(getattr(self, name), name)
+        if not isinstance(self.randaugment, int) or isinstance(self.randaugment, bool) or self.randaugment < 0:
+            raise InvalidInput(f"randaugment is {self.randaugment!r}: a whole number of operations, or 0 for none")
+        check_magnitude(self.magnitude)
+        choose(self.interpolation, INTERPOLATIONS, "interpolation")
+        for name, most in _LIMITS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not (0 <= value <= most and math.isfinite(value)):
+                until = "0 (off) or more" if most == math.inf else f"from 0 (off) to {most:g}"
+                raise InvalidInput(f"{name} is {value!r}: a finite number is expected, {until}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it mixes examples, and with them their labels."""
+        return bool(self.mixup or self.cutmix)
+
+    @property
+    def _moves(self) -> bool:
+        return bool(self.translate or self.shear or self.rotate)
+
+    @property
+    def _colors(self) -> bool:
+        return bool(self.brightness or self.contrast or self.saturation or self.hue)
+
+    def __bool__(self) -> bool:
+        whole = self.flip or self.alternate_flip or self.crop or self.shift or self.randaugment or self.cutout
+        return bool(whole or self.resized_crop or self._moves or self._colors or self.erase or self.mixes)
+
+    def __call__(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        index: Tensor | None = None,
+        epoch: int | None = None,
+    ) -> Tensor:
+        """Return ``images`` (B, C, H, W) augmented, of the same shape, type and device, without mixing them.
+
+        Args:
+            images: uint8, or floating in [0, 1].
+            generator: on the CPU; None means torch's default one.
+            index, epoch: which images of the data set these are, int64 (B,), and the number of the epoch: for
+                ``alternate_flip`` alone.
+
+        Raises:
+            InvalidInput: for inputs that are not images or too small, when there is anything to do to them; or a
+                missing index or epoch.
+        """
+        if self.alternate_flip:
+            images = alternating_flip(images, index, epoch)
+        elif self.flip:
+            images = random_flip(images, generator)
+        if self.crop:
+            images = random_crop(images, self.crop, generator)
+        if self.shift:
+            images = random_shift(images, self.shift, generator)
+        if self.resized_crop:
+            images = random_resized_crop(images, self.resized_crop, generator)
+        if self._moves:
+            images = random_affine(
+                images,
+                translate=self.translate,
+                shear=self.shear,
+                rotate=self.rotate,
+                interpolation=self.interpolation,
+                generator=generator,
+            )
+        if self.randaugment:
+            images = randaugment(images, self.randaugment, self.magnitude, generator)
+        if self._colors:
+            images = color_jitter(
+                images,
+                brightness=self.brightness,
+                contrast=self.contrast,
+                saturation=self.saturation,
+                hue=self.hue,
+                generator=generator,
+            )
+        if self.cutout:
+            images = cutout(images, self.cutout, generator)
+        if self.erase:
+            images = random_erasing(images, self.erase, generator)
+        return images
+
+    def mix(
+        self, images: Tensor, labels: Tensor, classes: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the images (B, …) mixed, and the shares of the classes in them, float32 (B, classes).
+
+        Where nothing is to be mixed the images are as they were, and the shares 0 and 1.
+
+        Args:
+            images: (B, C, H, W), standardized or not; for MixUp of any shape.
+            labels: int64 (B,).
+            generator: on the CPU; None means torch's default one.
+
+        Raises:
+            InvalidInput: for other labels, inputs that are no images for CutMix, or a generator not on the CPU.
+        """
+        check_labels(images, labels)
+        mix = self.draw_mix(images, generator)
+        return mix.inputs(images) if self.mixes else images, mix.labels(labels, classes)
+
+    def draw_mix(self, images: Tensor, generator: torch.Generator | None = None) -> Mix:
+        """How such images (B, …) are mixed this time; with both MixUp and CutMix each has probability 1/2.
+
+        Raises:
+            InvalidInput: as :meth:`mix`.
+        """
+        if not self.mixes:
+            return Mix(1.0, torch.arange(len(images)))
+        cut = bool(self.cutmix)
+        if cut and self.mixup:
+            check_generator(generator)
+            cut = bool(torch.randint(2, (), generator=generator))
+        return cutmix(images, self.cutmix, generator) if cut else mixup(images, self.mixup, generator)
