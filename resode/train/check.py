@@ -142,7 +142,7 @@ def _ready(data: DataSet, split: Split) -> tuple[Tensor, Tensor]:
 def picture(model: nn.Module, data: DataSet, recipe: Recipe, augment: Augment | None = None) -> dict[str, Any]:
     """A batch as the net sees it, as plain values: see :class:`Report`."""
     size = min(BATCH, len(data.train))
-    x, labels = next(data.batches("train", size, generator=_generator(recipe), augment=augment))
+    x, labels = next(data.batches("train", size, generator=_generator(recipe), augment=augment, epoch=0))
     twin = steady(model)
     outputs = _outputs(twin, x)
     training_loss(twin(x), labels, recipe.loss).backward()
