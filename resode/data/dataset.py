@@ -114,7 +114,7 @@ class DataSet:
             )
         order = None if generator is None else torch.randperm(len(split), generator=generator)
         if order is not None and repeats > 1:
-            order = order.repeat_interleave(repeats)[: len(split)]
+            order = order.repeat_interleave(repeats)  # of which the parts below take the beginning
         draws = None if generator is None else _derived(generator)
         stop = len(split) // batch_size * batch_size if drop_last else len(split)
         parts = [slice(start, min(start + batch_size, stop)) for start in range(0, stop, batch_size)]
