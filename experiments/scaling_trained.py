@@ -32,6 +32,7 @@ from resode.limits.regularity import Regularity, regularity
 from resode.limits.stages import SKIPINIT
 from resode.nets import Net
 from resode.runs import Run
+from resode.seeding import seeded
 from resode.stack import Stack
 from resode.train.recipe import Recipe
 from resode.train.session import Data
@@ -148,8 +149,7 @@ def _net(config: Config, beta: str, weights: str, blocks: int, seed: int, data: 
     """A stem, one stage of blocks of the same shape, and a head."""
     stack, width = Stack(norm=config.norm), config.width
     scale = beta if beta == SKIPINIT else blocks ** -float(beta)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         stage = [
             ResidualBlock(Branch(width, stack, config.kind, expansion=1.0), scale=scale, t=index / blocks)
             for index in range(blocks)

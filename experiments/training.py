@@ -32,9 +32,6 @@ class _Along:
             self.run.save_result(name, self.look(model))
         return False
 
-    def replay(self, model: Net, epochs: int) -> None:
-        """Nothing: the structure stays."""
-
     def seen(self) -> list[dict[str, Any]]:
         """What was seen, by epoch."""
         count = len(list((self.run.path / "results").glob("along-*.json")))

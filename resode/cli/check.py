@@ -1,25 +1,20 @@
 """``resode check``."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from resode.cli.common import Flat
+from resode.cli.common import SetupFlags
 from resode.cli.train import default_name
-from resode.nets.config import Architecture
 from resode.plots.check import check as picture_of
 from resode.report import png
 from resode.runs import jsonable, write_atomic
 from resode.runs.values import dump
-from resode.stack import Stack
 from resode.train.check import check
 from resode.train.findings import Finding
-from resode.train.recipe import Recipe
-from resode.train.session import Data, Setup
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(SetupFlags):
     """Look for what would spoil a long training, in a minute: the settings are those of resode train.
 
     Asks whether the inputs are standardized, the loss begins at log(classes), every parameter gets a gradient, samples
@@ -29,21 +24,14 @@ class Check:
 
     Args:
         out: folder for check.json and check.png; by default one under runs/ named after the settings.
-        device: cpu, cuda, cuda:1.
     """
 
     out: Path | None = None
-    device: str = "cpu"
-    architecture: Annotated[Architecture, Flat] = field(default_factory=Architecture)
-    stack: Annotated[Stack, Flat] = field(default_factory=Stack)
-    data: Annotated[Data, Flat] = field(default_factory=Data)
-    recipe: Annotated[Recipe, Flat] = field(default_factory=Recipe)
 
     def run(self) -> None:
-        setup = Setup(architecture=self.architecture, stack=self.stack, data=self.data, recipe=self.recipe)
-        out = self.out or Path("runs") / f"check-{default_name(setup)}"
-        report = check(setup, self.device, tell=_tell)
-        found = jsonable({"setup": setup, **report.to_dict()})
+        out = self.out or Path("runs") / f"check-{default_name(self.setup)}"
+        report = check(self.setup, self.device, tell=_tell)
+        found = jsonable({"setup": self.setup, **report.to_dict()})
         write_atomic(out / "check.json", dump(found))
         write_atomic(out / "check.png", png(picture_of(found["picture"])))
         print("Report:", out / "check.json")

@@ -1,6 +1,7 @@
 """What several commands do alike."""
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,9 +10,33 @@ from torch import nn
 
 from resode.blocks.ode import ode_blocks, solver_settings
 from resode.errors import InvalidInput
+from resode.nets.config import Architecture
+from resode.stack import Stack
+from resode.train.recipe import Recipe
+from resode.train.session import Data, Setup
 
 Folder = Annotated[Path, tyro.conf.Positional]
 Flat = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True)
+class SetupFlags:
+    """The settings of a training, for the commands that take them: all flags stand beside each other.
+
+    Args:
+        device: cpu, cuda, cuda:1.
+    """
+
+    device: str = "cpu"
+    architecture: Annotated[Architecture, Flat] = field(default_factory=Architecture)
+    stack: Annotated[Stack, Flat] = field(default_factory=Stack)
+    data: Annotated[Data, Flat] = field(default_factory=Data)
+    recipe: Annotated[Recipe, Flat] = field(default_factory=Recipe)
+
+    @property
+    def setup(self) -> Setup:
+        """These settings."""
+        return Setup(architecture=self.architecture, stack=self.stack, data=self.data, recipe=self.recipe)
 
 
 def of_split(name: str, split: str) -> str:

@@ -1,18 +1,14 @@
 """``resode demo`` and ``resode train``."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from resode import demo
-from resode.cli.common import Flat, said_of
-from resode.nets.config import Architecture
+from resode.cli.common import SetupFlags, said_of
 from resode.runs import digest
-from resode.stack import Stack
 from resode.train import fidelity
-from resode.train.recipe import Recipe
-from resode.train.session import Data, Setup, train
+from resode.train.session import Setup, train
 
 
 @dataclass(frozen=True)
@@ -38,27 +34,20 @@ class Demo:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(SetupFlags):
     """Train a net, and keep everything in a run folder. The same command again resumes an interrupted training.
 
     Example: resode train --net resnet --depth 20 --data cifar10 --data-dir data --device cuda
 
     Args:
         out: folder of the run; by default one under runs/ named after the settings.
-        device: cpu, cuda, cuda:1.
     """
 
     out: Path | None = None
-    device: str = "cpu"
-    architecture: Annotated[Architecture, Flat] = field(default_factory=Architecture)
-    stack: Annotated[Stack, Flat] = field(default_factory=Stack)
-    data: Annotated[Data, Flat] = field(default_factory=Data)
-    recipe: Annotated[Recipe, Flat] = field(default_factory=Recipe)
 
     def run(self) -> None:
-        setup = Setup(architecture=self.architecture, stack=self.stack, data=self.data, recipe=self.recipe)
-        out = self.out or Path("runs") / default_name(setup)
-        run = train(setup, out, device=self.device, progress=True)
+        out = self.out or Path("runs") / default_name(self.setup)
+        run = train(self.setup, out, device=self.device, progress=True)
         result = run.result("train")
         for split in ("train", "validation", "test"):
             if split in result:

@@ -32,6 +32,7 @@ from resode.errors import InvalidInput
 from resode.layers.factors import multiply_out
 from resode.layers.fold import LINEAR_MAPS, foldable, is_hooked, is_known, varies
 from resode.layers.fold import fold as fold_norm
+from resode.layers.layout import channels_last, lay_channels_last
 from resode.layers.rounding import round_filters
 
 HALF = (torch.bfloat16, torch.float16)
@@ -107,7 +108,7 @@ class _Entrance:
         if x.is_floating_point():
             x = x.to(self.dtype)
         if self.channels_last and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = channels_last(x)
         return self.stem(x)
 
 
@@ -135,7 +136,7 @@ def _prepared(
             "is evaluated: pass example=x"
         )
     if channels_last:
-        _lay_channels_last(copied)
+        lay_channels_last(copied)
     # The layers whose outputs are new tensors; a Trace tells what becomes of these.
     trace = Trace(view, x[:2], [module for module in copied.modules() if is_known(module)])
     if fold:
@@ -170,12 +171,6 @@ def _overwriting(step: Step, i: int, trace: Trace) -> Step:
         step = replace(step, branch=Fresh(step.branch))
     post = step.post.module if isinstance(step.post, Activation) else step.post
     return replace(step, post=torch.relu) if type(post) is nn.ReLU and not is_hooked(post) else step
-
-
-def _lay_channels_last(model: nn.Module) -> None:
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d) and not varies(layer):
-            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def _lower(model: nn.Module, dtype: torch.dtype) -> None:

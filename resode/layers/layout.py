@@ -29,6 +29,6 @@ def lay_channels_last(model: nn.Module) -> None:
 
     ``model.to(memory_format=torch.channels_last)`` refuses weights of five dimensions, as those have that vary with t.
     """
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and layer.weight.ndim == 4:
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)

@@ -29,6 +29,7 @@ from resode.nets.classic import build_alexnet, build_lenet5, build_vgg
 from resode.nets.config import NETS, Architecture, NetConfig
 from resode.nets.net import Net, PlainLayer, parameter_count
 from resode.nets.staged import build_staged
+from resode.seeding import seeded
 from resode.stack import Stack
 
 __all__ = [
@@ -60,8 +61,7 @@ def build(config: NetConfig, seed: int | None = None) -> Net:
     """
     if seed is not None:
         # The parameters are drawn on the CPU: the other devices' random states need no care.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             return build(config)
     net = _BUILDERS.get(config.net, build_staged)(config)
     net.input_shape = (config.channels, *(config.size or ()))

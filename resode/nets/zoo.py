@@ -13,11 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from resode.errors import InvalidInput
 from resode.nets.weights import StateDict, fit, last_layer, read_state_dict
+from resode.seeding import seeded
 
 SOURCES = ("torchvision", "timm")
 
@@ -118,8 +118,7 @@ def _classes(model: Any) -> int:
 
 def _drawn(seed: int, build: Callable[..., Any], *arguments: Any) -> Any:
     """``build(*arguments)``, which draws from ``seed``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return build(*arguments)
 
 

@@ -18,9 +18,10 @@ from resode.data.augment import Augment
 from resode.data.dataset import DataSet
 from resode.data.splits import Split
 from resode.errors import InvalidInput
+from resode.seeding import seeded
 from resode.train import findings
 from resode.train.findings import Finding, steady
-from resode.train.loop import check_fit, seed_default
+from resode.train.loop import check_fit
 from resode.train.losses import training_loss
 from resode.train.recipe import Recipe
 from resode.train.session import Setup, check_device
@@ -96,8 +97,7 @@ def check_model(
     if not any(p.requires_grad for p in model.parameters()):
         raise InvalidInput(f"this {type(model).__name__} has no parameter that requires a gradient: nothing to train")
     device = data.train.inputs.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
-        seed_default(recipe.seed, device)
+    with seeded(recipe.seed, device), torch.enable_grad():
         made = []
         for finding in _findings(model, data, recipe):
             made.append(finding)

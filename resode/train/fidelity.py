@@ -16,7 +16,7 @@ from resode.blocks.fidelity import FIDELITY_TOLERANCE, gradient_fidelity
 from resode.blocks.ode import ODEBlock, ode_blocks
 from resode.blocks.settings import is_one_step
 from resode.errors import SolverError
-from resode.train.loop import seed_default
+from resode.seeding import seeded
 
 SAMPLES = 32
 """Samples on which gradients are compared: backpropagation through one block at a time must find room for them."""
@@ -36,8 +36,7 @@ def measure(model: nn.Module, x: Tensor, labels: Tensor) -> dict[str, dict[str, 
     """
     if not _adjoints(model):
         return {}
-    with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.enable_grad():
-        seed_default(0, x.device)
+    with seeded(0, x.device), torch.enable_grad():
         twin = copy.deepcopy(model).train()
         try:
             met = _inputs_and_cotangents(twin, x, labels)

@@ -19,8 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from resode.blocks.ode import ode_blocks
 from resode.data.dataset import DataSet
+from resode.seeding import seeded
 from resode.train.frozen import is_frozen
-from resode.train.loop import seed_default
 from resode.train.losses import training_loss
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -208,9 +208,8 @@ def _off_diagonal(G: Tensor) -> float:
 def _dependence(model: nn.Module, x: Tensor) -> Tensor:
     """G_ij = ‖∂(v·z_i)/∂x_j‖, (B, B)."""
     rows = []
-    with torch.random.fork_rng([x.device] if x.is_cuda else []):
-        for i in range(len(x)):
-            seed_default(0, x.device)  # the same masks for each
+    for i in range(len(x)):
+        with seeded(0, x.device):  # the same masks for each
             at = x.detach().clone().requires_grad_()
             z = model(at)[i].double()
             v = torch.randn(z.shape, generator=torch.Generator().manual_seed(i), dtype=z.dtype).to(z.device)

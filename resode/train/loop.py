@@ -16,6 +16,7 @@ from resode.errors import InvalidInput, RunError, TrainingError
 from resode.layers.layout import lay_channels_last
 from resode.nets.refine import refine
 from resode.runs import Run
+from resode.seeding import seed_default
 from resode.train.averaging import Averaging
 from resode.train.frozen import FreezeNorm
 from resode.train.metrics import evaluate, first_nonfinite, nfe
@@ -124,9 +125,9 @@ def fit(
                     validation = evaluate(judged, batches, mirrored=recipe.mirrored)
                     record["validation_loss"], record["validation_accuracy"] = validation.loss, validation.accuracy
                 _watch(state, recipe, judged, record)
-                result = judged.state_dict() if state.best is None else state.best
                 ended = state.stopped or state.epoch == recipe.epochs
-                result = {name: value.clone() for name, value in result.items()} if ended else {}
+                if ended:
+                    result = _copied(judged) if state.best is None else state.best
             if ended:
                 _end(training, result)
             state.records.append(record)
@@ -276,10 +277,14 @@ def _watch(state: _State, recipe: Recipe, judged: nn.Module, record: dict[str, A
         return
     if record["validation_accuracy"] > state.best_accuracy:
         state.best_accuracy, state.stale = record["validation_accuracy"], 0
-        state.best = {name: value.clone() for name, value in judged.state_dict().items()}
+        state.best = _copied(judged)
     else:
         state.stale += 1
         state.stopped = state.stale >= recipe.patience
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def _end(training: _Training, result: dict[str, Tensor]) -> None:
@@ -293,14 +298,6 @@ def _end(training: _Training, result: dict[str, Tensor]) -> None:
 def _seed(seed: int, stream: int) -> int:
     """A seed for one stream of random numbers of a training."""
     return (seed * 1_000_003 + stream) % 2**63
-
-
-def seed_default(seed: int, device: torch.device) -> None:
-    """Seed the default generators of the CPU and of ``device``, and of no other device."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
 
 
 def _checkpoint(state: _State, training: _Training) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from resode.blocks.ode import solver_settings
 from resode.data.dataset import check_whole
 from resode.errors import InvalidInput
 from resode.nets.net import evaluating
+from resode.seeding import seeded
 from resode.train.calibration import expected_calibration_error
 from resode.train.dropout_epochs import built_with_dropout, drop_rates
 
@@ -161,7 +162,7 @@ def predict(model: nn.Module, x: Tensor, samples: int = 50, *, generator: torch.
     check_whole(samples, "samples of Monte Carlo dropout")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     seed = int(torch.randint(2**62, (), generator=generator))
-    with sampling(model), _drawing_from(seed, x.device):
+    with sampling(model), seeded(seed, x.device):
         return Prediction(torch.stack([model(x) for _ in range(samples)]))
 
 
@@ -195,14 +196,3 @@ def scores(log_probabilities: Tensor, labels: Tensor) -> Scores:
     loss = -log_probabilities.gather(1, labels.unsqueeze(1)).mean()
     error = expected_calibration_error(log_probabilities.exp(), labels)
     return Scores(float(right), float(loss), error, len(labels))
-
-
-@contextmanager
-def _drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    """The default generators of the CPU and of ``device`` seeded, and restored afterwards."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resode.errors import InvalidInput, positive
-from resode.train.loop import seed_default
+from resode.seeding import seed_default
 
 
 @dataclass(frozen=True)
