@@ -75,6 +75,7 @@ BAD = {
     "too many halvings": (["--net", "vgg", "--blocks", "5"], ["vgg", "8×8"]),
     "points in a conv net": (["--data", "moons"], ["points", "mlp"]),
     "augmented points": (["--data", "moons", "--kind", "mlp", "--augment.flip"], ["points", "augment"]),
+    "preset": (["--preset", "he2015"], ["he2015", "he2016", "lecture", "fast", "strikes-back-a3", "odenet-mnist"]),
     "learning rate": (["--lr", "0"], ["lr", "0", "above 0"]),
     "patience without validation": (["--patience", "2", "--validation", "0"], ["patience", "validation"]),
 }
@@ -141,6 +142,47 @@ def test_training_prints_the_accuracies_and_the_folder_that_holds_them(capsys, t
     assert f"accuracy {test[1]}%" in capsys.readouterr().out
     assert call("train", *SMALL) == 0, "a finished run is shown again"
     assert f"accuracy {test[1]}%" in capsys.readouterr().out
+
+
+def test_a_preset_is_where_the_other_flags_begin(capsys, tmp_path):
+    small = ["--data", "digits", "--blocks", "2", "--convs", "1", "--batch-size", "512", "--epochs", "1"]
+    assert call("train", "--preset", "lecture", *small, "--out", "run") == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["net"]["net"] == "vgg"
+    assert (config["net"]["blocks"], config["net"]["convs"]) == (2, 1)
+    recipe = config["recipe"]
+    assert (recipe["optimizer"], recipe["lr"], recipe["weight_decay"]) == ("adam", 1e-3, 0.0)
+    assert (recipe["batch_size"], recipe["epochs"]) == (512, 1)
+    capsys.readouterr()
+    assert call("train", "--preset", "strikes-back-a3", "--help") == 0
+    assert "(default: bce)" in capsys.readouterr().out, "help shows the preset's settings"
+
+
+def test_a_factorized_training_leaves_plain_weights(capsys, tmp_path):
+    assert call("train", *SMALL, "--factorize", "--out", "run") == 0
+    test = re.search(r"test +accuracy ([\d.]+)%", capsys.readouterr().out)
+    assert call("evaluate", "run") == 0
+    assert f"accuracy {test[1]}%" in capsys.readouterr().out
+
+
+def test_a_net_is_pruned_as_far_as_its_validation_accuracy_permits(trained, capsys):
+    assert call("evaluate", str(trained)) == 0
+    whole = capsys.readouterr().out
+    shares = []
+    for loss in ("0", "0.05", "0.99"):
+        assert call("evaluate", str(trained), "--prune", loss) == 0
+        said = re.search(
+            r"pruned: ([\d.]+)% of [\d,]+ weights.* ([\d.]+)% \(before ([\d.]+)%\)", capsys.readouterr().out
+        )
+        share, after, before = map(float, said.groups())
+        assert after >= before - 100 * float(loss) - 0.01  # both rounded
+        shares.append(share)
+    assert shares == sorted(shares)
+    assert shares[-1] == 100.0
+    assert call("evaluate", str(trained)) == 0
+    assert capsys.readouterr().out == whole, "the run keeps its own weights"
+    assert call("evaluate", str(trained), "--prune", "1") != 0
+    assert "tolerance is 1.0" in capsys.readouterr().err
 
 
 def test_an_ode_net_is_evaluated_with_another_solver(trained, capsys):

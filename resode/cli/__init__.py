@@ -1,11 +1,13 @@
 """The ``resode`` command: a module for each subcommand."""
 
+import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from resode.cli.check import Check
+from resode.cli.common import flags_of_preset
 from resode.cli.evaluate import Evaluate
 from resode.cli.lesion import Lesion
 from resode.cli.limits import Limits
@@ -15,20 +17,25 @@ from resode.commandline import one_line_errors, read_arguments
 
 __all__ = ["main"]
 
-Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Check, tyro.conf.subcommand("check")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Lesion, tyro.conf.subcommand("lesion")]
-    | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
-    | Annotated[Limits, tyro.conf.subcommand("limits")]
-)
+
+def commands(arguments: Sequence[str]) -> Any:
+    """The subcommands; those that train begin from the preset that ``arguments`` name, so that --help shows it."""
+    preset = flags_of_preset(arguments)
+    return (
+        Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Train, tyro.conf.subcommand("train", default=Train(**preset))]
+        | Annotated[Check, tyro.conf.subcommand("check", default=Check(**preset))]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Lesion, tyro.conf.subcommand("lesion")]
+        | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
+        | Annotated[Limits, tyro.conf.subcommand("limits")]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; what the user can mend is one line on the standard error, and a non-zero exit."""
     description = "Residual dynamics: one branch, run as a ResNet or as a neural ODE, and analysed as both."
-    command = read_arguments(Command, "resode", description, arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = read_arguments(commands(arguments), "resode", description, arguments)
     with one_line_errors("resode"):
         command.run()

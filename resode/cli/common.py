@@ -1,9 +1,10 @@
 """What several commands do alike."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from torch import nn
@@ -12,6 +13,7 @@ from resode.blocks.ode import ode_blocks, solver_settings
 from resode.errors import InvalidInput
 from resode.nets.config import Architecture
 from resode.stack import Stack
+from resode.train.presets import PRESETS
 from resode.train.recipe import Recipe
 from resode.train.session import Data, Setup
 
@@ -25,9 +27,11 @@ class SetupFlags:
 
     Args:
         device: cpu, cuda, cuda:1.
+        preset: begin from the settings of a known training; other flags replace single ones of them.
     """
 
     device: str = "cpu"
+    preset: Literal["he2016", "lecture", "fast", "strikes-back-a3", "odenet-mnist"] | None = None
     architecture: Annotated[Architecture, Flat] = field(default_factory=Architecture)
     stack: Annotated[Stack, Flat] = field(default_factory=Stack)
     data: Annotated[Data, Flat] = field(default_factory=Data)
@@ -37,6 +41,23 @@ class SetupFlags:
     def setup(self) -> Setup:
         """These settings."""
         return Setup(architecture=self.architecture, stack=self.stack, data=self.data, recipe=self.recipe)
+
+
+def flags_of_preset(arguments: Sequence[str]) -> dict[str, Any]:
+    """The defaults of :class:`SetupFlags` under the preset that ``arguments`` name: none without one.
+
+    What is no preset is left for the reading of the arguments to complain about.
+    """
+    name = None
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        if argument == "--preset":
+            name = following
+        elif argument.startswith("--preset="):
+            name = argument.removeprefix("--preset=")
+    if name not in PRESETS:
+        return {}
+    setup = PRESETS[name]()
+    return {"preset": name, **{part.name: getattr(setup, part.name) for part in fields(setup)}}
 
 
 def of_split(name: str, split: str) -> str:

@@ -10,7 +10,8 @@ from resode.train.loop import EVALUATION_BATCH
 from resode.train.metrics import evaluate
 from resode.train.montecarlo import MonteCarlo, monte_carlo
 from resode.train.recalibrate import recalibrate
-from resode.train.session import load
+from resode.train.session import Trained, load
+from resode.train.sparsity import Pruned, prune_to_sparse
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Evaluate:
         atol: with this absolute tolerance, where steps are chosen; 0.001 if not given.
         recalibrate: first replace batch norm's running statistics by averages over the training set, without dropout
             and by that solver; the run keeps its own.
+        prune: first set the smallest weights to 0, as many as this loss of validation accuracy permits (0: no loss);
+            the run keeps its own.
         mc_samples: also average the answers under this many draws of the dropout masks (Monte Carlo dropout), and say
             how much they differ and how well the mean is calibrated.
         mc_seed: seed of these draws.
@@ -40,6 +43,7 @@ class Evaluate:
     rtol: float | None = None
     atol: float | None = None
     recalibrate: bool = False
+    prune: float | None = None
     mc_samples: int | None = None
     mc_seed: int = 0
     device: str = "cpu"
@@ -52,6 +56,8 @@ class Evaluate:
         with solved_by(trained.model, solver=self.solver, steps=self.steps, rtol=self.rtol, atol=self.atol, **plain):
             if self.recalibrate and not recalibrate(trained.model, trained.data.batches("train", EVALUATION_BATCH)):
                 raise InvalidInput("recalibrate given, and this net has no batch norm")
+            if self.prune is not None:
+                print(said_of_pruning(self._pruned(trained)))
             sampled = None
             if self.mc_samples is not None:  # first of all, as it may be refused
                 batches = trained.data.batches(self.split, EVALUATION_BATCH)
@@ -61,6 +67,21 @@ class Evaluate:
         print(f"{self.split}: {said_of(found.to_dict())}, NFE {found.nfe}")
         if sampled is not None:
             print(said_of_samples(sampled))
+
+    def _pruned(self, trained: Trained) -> Pruned:
+        if not len(trained.data.validation):
+            raise InvalidInput("prune watches the accuracy on a validation split, and this run has none")
+        return prune_to_sparse(
+            trained.model, trained.data.batches("validation", EVALUATION_BATCH), tolerance=self.prune
+        )
+
+
+def said_of_pruning(found: Pruned) -> str:
+    """How many weights are 0, and what that costs, in a line."""
+    return (
+        f"pruned: {found.sparsity:.2%} of {found.weights:,} weights are 0, accuracy on the validation split "
+        f"{found.accuracy_after:.2%} (before {found.accuracy_before:.2%})"
+    )
 
 
 def said_of_samples(found: MonteCarlo) -> str:

@@ -10,6 +10,7 @@ from resode.train.loop import fit
 from resode.train.metrics import Metrics, evaluate, nfe
 from resode.train.montecarlo import monte_carlo
 from resode.train.penalties import Penalties
+from resode.train.presets import PRESETS, preset
 from resode.train.recalibrate import recalibrate
 from resode.train.recipe import Recipe
 from resode.train.refinement import Refine
@@ -19,6 +20,7 @@ from resode.train.smoothness import smoothness
 from resode.train.sparsity import factorize, multiply_out, prune_to_sparse
 
 __all__ = [
+    "PRESETS",
     "Average",
     "Data",
     "DropoutEpochs",
@@ -42,6 +44,7 @@ __all__ = [
     "monte_carlo",
     "multiply_out",
     "nfe",
+    "preset",
     "prune_to_sparse",
     "recalibrate",
     "smoothness",

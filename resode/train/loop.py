@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from resode.train.recalibrate import recalibrate
 from resode.train.recipe import Recipe, learning_rate, make_optimizer
 from resode.train.refinement import Refine
 from resode.train.sampled import SampledSteps
+from resode.train.sparsity import as_factors
 from resode.train.step import Stepper
 
 Callback = Callable[[nn.Module, torch.optim.Optimizer, int], bool | None]
@@ -70,7 +71,8 @@ def fit(
     same numbers as one that was not. The global random state is left as it was.
 
     At the end the model has the weights that the recipe asks for: the best ones (patience), or the average, or the
-    last; and batch norm's statistics are recalibrated, if asked for.
+    last; and batch norm's statistics are recalibrated, if asked for. Factors are multiplied out, also when the training
+    ends with an error.
 
     Args:
         augment: augmentation of the training batches.
@@ -98,18 +100,26 @@ def fit(
     check_fit(model, data, recipe)
     if recipe.channels_last:
         lay_channels_last(model)
+    steps = len(data.train) // min(recipe.batch_size, len(data.train))
+    with as_factors(model) if recipe.factorize else nullcontext():
+        training = _Training(
+            model,
+            data,
+            recipe,
+            augment,
+            Stepper(model, recipe, make_optimizer(recipe, model), data.train.inputs.device),
+            Averaging(model, recipe.average, recipe.epochs * steps, steps),
+            (*recipe_callbacks(recipe), *callbacks),
+            compile,
+        )
+        return _fit(training, run, progress)
+
+
+def _fit(training: "_Training", run: Run | None, progress: bool) -> list[dict[str, Any]]:
+    """:func:`fit`, from the last checkpoint of ``run`` or from the beginning."""
+    data, recipe = training.data, training.recipe
     batch = min(recipe.batch_size, len(data.train))
     steps = len(data.train) // batch
-    training = _Training(
-        model,
-        data,
-        recipe,
-        augment,
-        Stepper(model, recipe, make_optimizer(recipe, model), data.train.inputs.device),
-        Averaging(model, recipe.average, recipe.epochs * steps, steps),
-        (*recipe_callbacks(recipe), *callbacks),
-        compile,
-    )
     state = _State() if run is None else _resume(run, training)
     devices = [data.train.inputs.device] if data.train.inputs.is_cuda else []
     with torch.random.fork_rng(devices), Bar(recipe.epochs, state.epoch, batch * steps, progress) as bar:

@@ -45,6 +45,8 @@ class Recipe:
         loss: cross-entropy, or bce (each class a question by itself).
         label_smoothing: share of the label that is spread over all classes.
         penalty: L1 and group sparsity, in the loss.
+        factorize: train each weight that decays as a product of two factors, so that the weight decay (of sgd or adam)
+            is an L1 penalty and makes weights 0; the trained net has the products (see ``train.sparsity``).
         dropping: in which epochs dropout acts.
         average: the average of the weights that is kept.
         clip: largest norm of the gradient; none if not given.
@@ -82,6 +84,7 @@ class Recipe:
     loss: Literal["cross-entropy", "bce"] = "cross-entropy"
     label_smoothing: float = 0.0
     penalty: Penalties = field(default_factory=Penalties)
+    factorize: bool = False
     dropping: DropoutEpochs = field(default_factory=DropoutEpochs)
     average: Average = field(default_factory=Average)
     clip: float | None = None
@@ -130,6 +133,16 @@ class Recipe:
             )
         if self.nesterov and (self.optimizer not in ("sgd", "sgdw") or self.momentum == 0.0):
             raise InvalidInput("nesterov is a form of sgd's momentum: use optimizer sgd with a momentum above 0")
+        if self.factorize and (self.optimizer not in ("sgd", "adam") or self.weight_decay == 0.0):
+            raise InvalidInput(
+                f"factorize makes an L1 penalty of a weight decay that is part of the gradient, and the optimizer is "
+                f"{self.optimizer} with weight_decay {self.weight_decay:g}: use sgd or adam, and a decay above 0"
+            )
+        if self.factorize and (self.average.kind != "none" or self.refine or self.active_steps is not None):
+            raise InvalidInput(
+                "factorize trains factors, which can be neither averaged (average) nor refined (refine) nor left out "
+                "(active_steps) as weights are: leave these away"
+            )
         if any(not 0.0 < m < 1.0 for m in self.milestones):
             raise InvalidInput(f"milestones are {self.milestones}: shares of the training in (0, 1) are expected")
         if self.batch_size % self.repeats:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from resode.train import fidelity
 from resode.train.loop import EVALUATION_BATCH, check_fit, fit, fitting, recipe_callbacks
 from resode.train.metrics import evaluate
 from resode.train.recipe import Recipe
+from resode.train.sparsity import as_factors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,9 +216,10 @@ def load(path: str | Path, *, device: str = "cpu", data_dir: str | None = None) 
     settings = Data(**_known(Data, {**run.config["data"], **({"data_dir": data_dir} if data_dir else {})}))
     seed = run.config["recipe"]["seed"]
     model = nets.build(NetConfig.from_dict(run.config["net"]), seed).to(place)
-    for callback in recipe_callbacks(_recipe(run)):
+    recipe = _recipe(run)
+    for callback in recipe_callbacks(recipe):
         callback.replay(model, checkpoint["epoch"])
-    with fitting(run):
+    with as_factors(model) if recipe.factorize else nullcontext(), fitting(run):
         model.load_state_dict(checkpoint["model"])
     return Trained(model.eval(), settings.load(seed, place), run)
 

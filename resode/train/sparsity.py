@@ -12,7 +12,8 @@ as an accuracy permits. A factor that gradient descent drives to 0 decreases geo
 training with factors, pruning at no loss of accuracy removes what is left.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from resode.layers.factors import Factors, Place, factorized, multiply_out
 from resode.train.metrics import evaluate
 from resode.train.penalties import decaying
 
-__all__ = ["Pruned", "factorize", "multiply_out", "prune_to_sparse"]
+__all__ = ["Pruned", "as_factors", "factorize", "multiply_out", "prune_to_sparse"]
 
 
 def factorize(model: nn.Module) -> None:
@@ -41,6 +42,20 @@ def factorize(model: nn.Module) -> None:
         raise InvalidInput("the weights of the model are products of factors already: call multiply_out(model) first")
     for layer, name in _places(model):
         parametrize.register_parametrization(layer, name, Factors(tuple(layer._parameters)))
+
+
+@contextmanager
+def as_factors(model: nn.Module) -> Iterator[None]:
+    """``model`` with products of factors as its weights: :func:`factorize`, and at the end :func:`multiply_out`.
+
+    Raises:
+        InvalidInput: as :func:`factorize`.
+    """
+    factorize(model)
+    try:
+        yield
+    finally:
+        multiply_out(model)
 
 
 def _places(model: nn.Module) -> list[Place]:

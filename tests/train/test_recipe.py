@@ -42,6 +42,12 @@ from resode.train.recipe import learning_rate, make_optimizer
         ({"epochs": 3, "warmup": 3.5}, "warmup is 3.5 of 3 epochs"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov is a form of sgd's momentum"),
         ({"nesterov": True, "optimizer": "adamw"}, "nesterov is a form of sgd's momentum"),
+        ({"factorize": True, "optimizer": "adamw"}, "the optimizer is adamw with weight_decay 0.0001: use sgd or adam"),
+        ({"factorize": True, "weight_decay": 0.0}, "the optimizer is sgd with weight_decay 0: .* a decay above 0"),
+        *(
+            ({"factorize": True, **more}, "factorize trains factors")
+            for more in ({"average": Average(kind="ema")}, {"refine": (1,)}, {"active_steps": 2})
+        ),
         ({"milestones": (0.5, 1.0)}, r"milestones are \(0.5, 1.0\)"),
         ({"milestones": (0.0,)}, r"milestones are \(0.0,\)"),
     ],

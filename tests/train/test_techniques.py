@@ -41,6 +41,7 @@ TECHNIQUES = {
     "lookahead": {"average": Average(kind="lookahead", decay=0.8, every=2)},
     "l1": {"penalty": Penalties(l1=1e-3)},
     "group": {"penalty": Penalties(group=1e-3)},
+    "factorize": {"factorize": True, "weight_decay": 1e-3},
     "late-dropout": {"dropping": DropoutEpochs(phase="late", epochs=1)},
     "early-dropout": {"dropping": DropoutEpochs(phase="early", epochs=2, schedule="linear")},
     "adaptive-clip": {"adaptive_clip": 0.02},

@@ -22,8 +22,8 @@ def alternating_flip(images: Tensor, index: Tensor | None, epoch: int | None) ->
     arXiv 2404.00498, section 3.6).
 
     So two epochs in a row show every image and every mirror image once, where independent coins show half of the images
-    twice the same way. The coin of image i is the parity of a hash of i, the
-    same in all trainings: nothing is drawn and nothing has to be kept.
+    twice the same way. The coin of image i is the parity of a hash of i, the same in all trainings, so that nothing is
+    drawn and nothing has to be kept.
 
     Args:
         images: (B, C, H, W).
