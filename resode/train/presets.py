@@ -40,7 +40,7 @@ def lecture() -> Setup:
     The net (Simonyan & Zisserman 2015, with batch norm and global average pooling) is one of a grid: ``--blocks 1`` to
     ``3`` and ``--convs 1`` to ``3`` are blocks, each ended by a pooling, and convolutions in a block.
 
-    Expect:
+    Expect: not measured yet (chance has 10 % right).
     Time: 135,000 images for each net.
     """
     return Setup(
