@@ -56,6 +56,9 @@ def fast() -> Setup:
     Nesterov's momentum, a rate that rises and falls once, label smoothing, lookahead with a growing decay, images
     mirrored in every other epoch, moved by up to 2 pixels, and evaluated along with their mirror images. airbench's own
     net, its whitened first layer and its scaled biases are not here.
+
+    Expect: not measured yet (chance has 10 % right); airbench's own net has 94 % on the original files.
+    Time: 0.6 million images.
     """
     return Setup(
         architecture=Architecture(net="resnet", depth=20),
