@@ -133,3 +133,8 @@ def scale_dropout(model: nn.Module, factor: float) -> None:
 def built_with_dropout(model: nn.Module) -> bool:
     """Whether a layer of ``model`` was built to drop anything, whatever it drops now."""
     return any(getattr(layer, _BUILT, (p, p))[0] > 0.0 for layer, _, p in drop_rates(model))
+
+
+def evaluation_depends_on_rate(model: nn.Module) -> bool:
+    """Whether a layer of ``model`` multiplies by 1 − p in evaluation (dropout that is not inverted)."""
+    return any(not getattr(layer, "inverted", True) for layer, _, _ in drop_rates(model))

@@ -18,6 +18,7 @@ from resode.nets.refine import refine
 from resode.runs import Run
 from resode.seeding import seed_default
 from resode.train.averaging import Averaging
+from resode.train.dropout_epochs import DropoutEpochs, evaluation_depends_on_rate
 from resode.train.frozen import FreezeNorm
 from resode.train.metrics import evaluate, first_nonfinite, nfe
 from resode.train.progress import Bar
@@ -190,9 +191,10 @@ def check_fit(model: nn.Module, data: DataSet, recipe: Recipe) -> None:
     """Check that ``model`` can be trained on ``data`` as ``recipe`` says, before anything is trained.
 
     Raises:
-        InvalidInput: for patience without a validation split, a training split smaller than 2, batches of one sample
-            for a net with batch norm, a number of active steps that ``model`` does not have, a refinement of one that
-            cannot be refined, mirror images of points, or frozen or recalibrated norms where there are none.
+        InvalidInput: for patience without a validation split, or with a dropout whose rate both changes and matters in
+            evaluation; a training split smaller than 2, batches of one sample for a net with batch norm, a number of
+            active steps that ``model`` does not have, a refinement of one that cannot be refined, mirror images of
+            points, or frozen or recalibrated norms where there are none.
     """
     if recipe.refine:
         refine(model)
@@ -208,6 +210,11 @@ def check_fit(model: nn.Module, data: DataSet, recipe: Recipe) -> None:
         raise InvalidInput("recalibrate and freeze_norm are about batch norm, and this net has none")
     if recipe.patience is not None and not len(data.validation):
         raise InvalidInput("patience needs a validation split to watch: set a validation share above 0")
+    if recipe.patience is not None and recipe.dropping != DropoutEpochs() and evaluation_depends_on_rate(model):
+        raise InvalidInput(
+            "patience restores the weights of an earlier epoch, and dropout that is not inverted would multiply them "
+            "by 1 - p of a later one, as p changes from epoch to epoch: use inverted dropout"
+        )
     if len(data.train) < 2:
         raise InvalidInput(f"the training split has {len(data.train)} samples: at least 2 are needed")
     if recipe.batch_size < 2 and _batch_norms(model):

@@ -1,7 +1,7 @@
 """The settings of a net: what is refused, and that they survive JSON."""
 
 import json
-from dataclasses import FrozenInstanceError, asdict, replace
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -15,7 +15,7 @@ from resode.blocks import ADAPTIVE, GRADIENTS, KINDS, SOLVERS, TABLEAUX, TIMES
 from resode.data import Augment
 from resode.layers import BASES, DROPOUTS, NORMS
 from resode.nets import NETS, Architecture, build
-from resode.stack import ACTIVATIONS
+from resode.stack import ACTIVATIONS, CONVOLUTIONS
 
 # Refusals
 
@@ -143,6 +143,16 @@ def test_the_settings_cannot_be_changed_behind_the_checks():
 # To JSON and back
 
 FRACTIONS = st.floats(0.0, 0.99)
+PIXELS = st.integers(0, 4)
+OF_AUGMENT = {
+    **{name: st.booleans() for name in ("flip", "alternate_flip")},
+    **dict.fromkeys(("crop", "shift", "cutout", "randaugment"), PIXELS),
+    **dict.fromkeys(("resized_crop", "translate", "erase", "brightness", "contrast", "saturation"), FRACTIONS),
+    **{name: st.floats(0.0, 10.0) for name in ("shear", "rotate", "mixup", "cutmix")},
+    "hue": st.floats(0.0, 0.5),
+    "magnitude": st.integers(0, 30),
+    "interpolation": st.sampled_from(("nearest", "bilinear")),
+}
 STACKS = st.builds(
     Stack,
     norm=st.sampled_from(NORMS),
@@ -155,10 +165,15 @@ STACKS = st.builds(
         inverted=st.booleans(),
     ),
     input_dropout=FRACTIONS,
-    conv=st.sampled_from(("standard", "weight-standardized")),
-    augment=st.builds(Augment, flip=st.booleans(), crop=st.integers(0, 4), shift=st.integers(0, 4)),
+    input_noise=st.floats(0.0, 2.0),
+    conv=st.sampled_from(CONVOLUTIONS),
+    augment=st.builds(Augment, **OF_AUGMENT),
 )
 WHOLE = st.integers(1, 9)
+
+
+def test_every_setting_of_the_augmentation_is_drawn_below():
+    assert set(OF_AUGMENT) == {f.name for f in fields(Augment)}
 
 
 @st.composite

@@ -1,5 +1,7 @@
 """What a recipe can ask for beyond its optimizer, in residual nets and in ODE nets: each acts, and can be resumed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -153,6 +155,14 @@ def test_mirror_images_of_points_are_refused():
     model = build(NetConfig(net="resnet", kind="mlp", depth=8, channels=2, size=None, classes=2), 0)
     with pytest.raises(InvalidInput, match="mirrored averages over an image"):
         fit(model, data, Recipe(epochs=1, mirrored=True))
+
+
+def test_weights_of_one_epoch_are_not_restored_to_the_dropout_of_another(digits):
+    recipe = Recipe(epochs=2, patience=1, dropping=DropoutEpochs(phase="early", epochs=1))
+    with pytest.raises(InvalidInput, match="use inverted dropout"):
+        fit(net("resnet", dropout=Dropout("unit", 0.2, inverted=False)), digits, recipe)
+    for other, inverted in ((recipe, True), (replace(recipe, dropping=DropoutEpochs()), False)):
+        fit(net("resnet", dropout=Dropout("unit", 0.2, inverted=inverted)), digits, other)
 
 
 @pytest.mark.parametrize("settings", [{"recalibrate": True}, {"freeze_norm": 1}])
