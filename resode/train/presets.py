@@ -114,16 +114,17 @@ def strikes_back_a3() -> Setup:
 def odenet_mnist() -> Setup:
     """A small ODE net for MNIST, as in Chen et al. 2018 (arXiv 1806.07366, table 1).
 
-    Its field is of their kind, norm – ReLU – convolution twice, with group norm and a time channel; but it stands in
-    each of three stages, and two steps of the midpoint rule solve it, where theirs is one, solved by dopri5, behind two
-    strided convolutions. ``--net resnet --depth 14 --time none`` is its discrete counterpart.
+    Its field is of their kind, norm – ReLU – convolution twice, with a time channel; but it stands in each of three
+    stages, has batch norm, which learns several times as fast as their group norm, and is solved by two steps of the
+    midpoint rule; theirs is one field, solved by dopri5, behind two strided convolutions. ``--net resnet --depth 14
+    --time none`` is its discrete counterpart.
 
     Expect: the paper has a test error of 0.42 % with 0.22 million parameters; this net has 0.17 million.
     Time: 0.6 million images.
     """
     return Setup(
         architecture=Architecture(net="odenet", width=16, kind="preact", time="concat", solver="midpoint", steps=2),
-        stack=Stack(norm="group", augment=Augment(shift=2, rotate=10.0)),
+        stack=Stack(augment=Augment(shift=2, rotate=10.0)),
         data=Data(data="mnist", validation=0.0),
         recipe=Recipe(
             epochs=10,
@@ -134,6 +135,7 @@ def odenet_mnist() -> Setup:
             schedule="one-cycle",
             warmup=2.0,
             average=Average(kind="ema", decay=0.999),
+            channels_last=True,
         ),
     )
 
