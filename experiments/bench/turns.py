@@ -30,7 +30,7 @@ class Way:
 
 def rows(
     ways: Sequence[Way],
-    distance: Callable[[Tensor, Tensor], float],
+    distance: Callable[[Tensor, Tensor], float] | None,
     device: str,
     repetitions: int,
     lead_in: int,
@@ -40,7 +40,7 @@ def rows(
 
     Args:
         ways: the first is the reference.
-        distance: of an answer from the reference.
+        distance: of an answer from the reference; None where no way answers.
         repetitions: rounds in which each way is measured once. The comparison before them is everyone's warm-up.
         lead_in: unmeasured repetitions at the start of each turn (a GPU lowers its clock while others have theirs).
         tick: is told of each turn.

@@ -23,6 +23,7 @@ EXPERIMENTS = (
     "bench_ode",
     "gradient_product",
     "bench_paths",
+    "bench_train",
 )
 
 
