@@ -67,6 +67,7 @@ def test_an_item_is_the_image_cropped_flipped_and_standardized(channels):
         found.append(nearest(x, data, 2))
     assert None not in found
     assert len(set(found)) > 30  # 162 there are
+    assert {i % 81 // 9 for i in found} == {i % 9 for i in found} == set(range(9))
     assert 15 < sum(i >= 81 for i in found) < 45
 
 
