@@ -67,7 +67,7 @@ class Penalties:
 def penalty(model: nn.Module, settings: Penalties) -> Tensor | None:
     """l1·Σ |w| + group·Σ_g √|g| ‖w_g‖₂ of ``model``, a number to add to its loss; None if ``settings`` ask for none.
 
-    The second is the group lasso in the form of Scardapane et al. 2017 (arXiv 1607.00485, eq. 6), which take all
+    The second is the group lasso in the form of Scardapane et al. 2017 (arXiv 1607.00485), which take all
     weights that leave a unit for a group; here a group is what makes one output, as the filters of Wen et al. 2016
     (arXiv 1608.03665): see :func:`filters`. Neither counts biases and norms. At w = 0, where they have a kink, their
     gradients are 0. Weights that are products (see ``train.sparsity``) count as the products they are.

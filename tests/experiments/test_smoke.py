@@ -24,6 +24,8 @@ EXPERIMENTS = (
     "gradient_product",
     "bench_paths",
     "bench_train",
+    "presets",
+    "loop_parity",
 )
 
 
