@@ -265,15 +265,24 @@ def _version(h: Tensor) -> int | None:
 def evaluate(branch: Field, t: float | Tensor, h: Tensor) -> Tensor:
     """``branch(t, h)`` once, outside any solver: masks are drawn for this call, statistics updated by it.
 
-    Inside a solve the branch is part of that solve, and its context stays in force.
+    Inside a solve the branch is part of that solve, and its context stays in force. What is evaluated once needs a
+    context only to tell batch norms that are indexed by time which time it is: torch.compile, whose graphs a context
+    breaks, does without where there is none of these.
     """
-    if current() is not None:
+    if current() is not None or (torch.compiler.is_compiling() and not _asks_for_time(branch)):
         return branch(t, h)
     context = SolveContext(single=True)
     out = context.evaluate(branch, t, h)
     context.accept_step()
     context.commit()
     return out
+
+
+def _asks_for_time(branch: Field) -> bool:
+    """Whether a layer of ``branch`` needs to know the time without being given it; unknown of what is no module."""
+    if not isinstance(branch, nn.Module):
+        return True
+    return any(getattr(layer, "indexed_by_time", False) for layer in branch.modules())
 
 
 def interval_time(t: float | Tensor) -> float | Tensor:

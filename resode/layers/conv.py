@@ -65,7 +65,8 @@ def add_time(out: Tensor, t: float | Tensor, K: Tensor) -> Tensor:
     if isinstance(t, Tensor):
         wide = torch.promote_types(out.dtype, torch.float32)  # a time rounded to half precision would be another
         return torch.addcmul(out.to(wide), K.to(wide), t.to(wide)).to(out.dtype)
-    if torch._C._are_functorch_transforms_active():  # a batched K does not fit into an ``out`` without the batch
+    # A batched K does not fit into an ``out`` without the batch; and a graph finds out by itself what to overwrite.
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
         return torch.add(out, K, alpha=t)
     return _AddTime.apply(out, K, t)
 

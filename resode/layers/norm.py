@@ -203,6 +203,11 @@ class BatchNorm(_BatchNorm):
         if input.ndim < 2:
             raise InvalidInput(f"batch norm was given a state of shape {tuple(input.shape)}: (B, C, …) is expected")
 
+    @property
+    def indexed_by_time(self) -> bool:
+        """Whether the running statistics depend on t."""
+        return len(self.knots) > 1
+
     def set_knots(self, times: Sequence[float]) -> None:
         """Index the running statistics by ``times``, increasing; those held so far are interpolated.
 
