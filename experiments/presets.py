@@ -4,10 +4,11 @@ Each case is a preset of ``resode.train.presets`` as it is, or one of its kin: t
 another net of the lecture's grid. Test error is that of the last epoch; where a preset has no validation split, nothing
 was chosen by looking at it.
 
-    python -m experiments.presets mnist --data-dir data --publish results        MNIST, 40 minutes on 2 CPU cores
-    python -m experiments.presets cifar --data-dir data --publish results        CIFAR-10, 20 minutes on 2 CPU cores
-    python -m experiments.presets lecture --data-dir data --publish results      CIFAR-10, 1 hour on 2 CPU cores
-    python -m experiments.presets paper --data-dir data --publish results        CIFAR-10, a GPU
+    python -m experiments.presets mnist --data-dir data --publish results      MNIST, 45 minutes
+    python -m experiments.presets cifar --data-dir data --publish results      CIFAR-10, 20 minutes on 2 CPU cores
+    python -m experiments.presets cpu --data-dir data --publish results        both of these
+    python -m experiments.presets lecture --data-dir data --publish results    CIFAR-10, 1 hour on 2 CPU cores
+    python -m experiments.presets paper --data-dir data --publish results      CIFAR-10, a GPU
 """
 
 from collections.abc import Callable
@@ -88,6 +89,7 @@ class Config:
 
 CONFIGS = {
     "smoke": Config(cases=("odenet-mnist", "vgg-1x1"), mnist="digits", cifar10="digits", epochs=1, seeds=(0, 1)),
+    "cpu": Config(cases=("resnet-mnist", "odenet-mnist", "fast")),
     "mnist": Config(cases=("resnet-mnist", "odenet-mnist")),
     "cifar": Config(cases=("fast",)),
     "lecture": Config(cases=GRID),
