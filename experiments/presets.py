@@ -55,6 +55,7 @@ class Config:
         cifar10: data set in the place of CIFAR-10: imagefolder:PATH, perhaps.
         data_dir: folder of torchvision's data sets.
         epochs: of each training, and its warm-up shortened as much; the preset's own if not given.
+        compile: compile the nets by torch.compile.
         seeds: seeds to train from.
         device: cpu, cuda, cuda:1.
 
@@ -67,6 +68,7 @@ class Config:
     cifar10: str = "cifar10"
     data_dir: str = "data"
     epochs: int | None = None
+    compile: bool = False
     seeds: tuple[int, ...] = (0,)
     device: str = "cpu"
 
@@ -82,6 +84,7 @@ class Config:
         name = {"mnist": self.mnist, "cifar10": self.cifar10}[setup.data.data]
         return replace(
             setup,
+            architecture=replace(setup.architecture, compile=self.compile),
             data=replace(setup.data, data=name, data_dir=self.data_dir),
             recipe=replace(recipe, epochs=epochs, warmup=recipe.warmup * epochs / recipe.epochs, seed=seed),
         )
@@ -91,9 +94,11 @@ CONFIGS = {
     "smoke": Config(cases=("odenet-mnist", "vgg-1x1"), mnist="digits", cifar10="digits", epochs=1, seeds=(0, 1)),
     "cpu": Config(cases=("resnet-mnist", "odenet-mnist", "fast")),
     "mnist": Config(cases=("resnet-mnist", "odenet-mnist")),
-    "cifar": Config(cases=("fast",)),
+    "cifar": Config(cases=("fast",), compile=True),
     "lecture": Config(cases=GRID),
-    "paper": Config(cases=("he2016", "fast", "strikes-back-a3", *GRID), seeds=(0, 1, 2, 3, 4), device="cuda"),
+    "paper": Config(
+        cases=("he2016", "fast", "strikes-back-a3", *GRID), compile=True, seeds=(0, 1, 2, 3, 4), device="cuda"
+    ),
 }
 
 
