@@ -5,7 +5,6 @@ error of every epoch is kept (He et al. 2016, arXiv 1512.03385, figures 1 and 6)
 all nets get the same recipe, and are looked at as they are at its end.
 
     python -m experiments.degradation cpu --publish results                      digits, depths 20 to 110, 8 minutes
-    python -m experiments.degradation mnist --data-dir data --publish results    MNIST, depths 20 and 56, 1 hour
     python -m experiments.degradation paper --data-dir data --publish results    CIFAR-10, depths 20 to 110, a GPU
 """
 
@@ -80,7 +79,6 @@ class Config:
 CONFIGS = {
     "smoke": Config(depths=(8, 14), width=4, epochs=2, batch_size=256, seeds=(0, 1)),
     "cpu": Config(),
-    "mnist": Config(data="mnist", depths=(20, 56), epochs=3, batch_size=128),
     "paper": Config(
         data="cifar10",
         depths=(20, 32, 44, 56, 110),
