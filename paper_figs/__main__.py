@@ -11,6 +11,7 @@ from paper_figs import (
     lesion,
     lesion_number,
     lesion_order,
+    presets,
     scaling_at_init,
     scaling_trained,
     smoothness,
@@ -32,6 +33,7 @@ FIGURES = (
     degradation,
     depth_limit,
     smoothness,
+    presets,
     trajectories,
     bench_ode,
 )
