@@ -123,6 +123,8 @@ class _Weights(nn.Module):
     input_gain: float = 1.0
     dropconnect: float = 0.0
     inverted: bool = True
+    mask_key: object | None = None
+    """In a solve, layers with the same key have the same mask of DropConnect; None for a mask of its own."""
 
     def _once(self, name: object, make: Callable[[], Tensor]) -> Tensor:
         context = current()
@@ -137,7 +139,8 @@ class _Weights(nn.Module):
             return plain if self.inverted else plain * (1.0 - self.dropconnect)
         if context is None:
             return self._dropped(unit_mask(self.weight, self.dropconnect))
-        return self._dropped(context.mask(self, partial(unit_mask, p=self.dropconnect), self.weight.detach()))
+        key = self if self.mask_key is None else self.mask_key
+        return self._dropped(context.mask(key, partial(unit_mask, p=self.dropconnect), self.weight.detach()))
 
     def _standardized(self) -> Tensor:
         weight = standardize_weight(self.weight)

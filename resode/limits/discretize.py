@@ -26,6 +26,7 @@ from resode.blocks.solvers import check_breakpoints, stage_time, uniform_grid
 from resode.blocks.tableaux import EULER, TABLEAUX, Tableau
 from resode.errors import InvalidInput, choose
 from resode.layers.context import SolveContext, current
+from resode.layers.conv import Conv2d, Linear
 from resode.layers.dropout import Dropout
 from resode.layers.factors import multiply_out
 from resode.nets.sequences import spliced
@@ -36,8 +37,7 @@ def discretize(net: nn.Module, steps: int | None = None, solver: str | None = No
 
     It equals ``net`` solved by ``solver`` with ``steps`` steps, in evaluation mode. In training it is another net: each
     block has weights, and batch statistics, of its own. Its masks of dropout are drawn once a step and serve all the
-    stages of that step (DropConnect's, which are of the weights, once a stage), as with one mask interval a step.
-    Penalties and random ends of a solve are left out.
+    stages of that step, as with one mask interval a step. Penalties and random ends of a solve are left out.
 
     Args:
         net: any net with ODE blocks.
@@ -128,6 +128,11 @@ class Increments(nn.Module):
             if isinstance(layer, Dropout):
                 for stage in stages[1:]:
                     stage.set_submodule(name, layer)
+            elif isinstance(layer, Conv2d | Linear) and layer.dropconnect:
+                # The weights are those of a stage, the mask is that of the step.
+                key = object()
+                for stage in stages:
+                    stage.get_submodule(name).mask_key = key
         self.stages = nn.ModuleList(stages)
         self.tableau, self.start, self.end = tableau, start, end
 

@@ -344,3 +344,19 @@ def test_dropconnect_is_drawn_in_training_alone():
     with torch.no_grad():
         assert off(discrete(x), net(x)) < 1e-12
         assert off(discrete.train()(x), net(x)) > 1e-3
+
+
+@pytest.mark.parametrize("time", ["concat", "linear"])
+@pytest.mark.parametrize("conv", ["standard", "weight-standardized"])
+def test_the_dropped_weights_of_a_step_are_those_of_all_its_stages(time, conv):
+    stack = Stack(dropout=Dropout(kind="dropconnect", p=0.3), norm="group", conv=conv)
+    flow = ODEBlock(
+        Branch(3, stack, kind="preact", time=time, knots=3 if time == "linear" else None).double(), "rk4", 2
+    )
+    flow.mask_intervals = 2
+    discrete, x = copy.deepcopy(discretize(flow)).train(), images()
+    torch.manual_seed(0)
+    out = discrete(x)
+    torch.manual_seed(0)
+    assert off(flow.train()(x), out) < 1e-12, "as the block with a mask for each step"
+    assert off(discrete(x), out) > 1e-3
