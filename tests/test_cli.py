@@ -182,7 +182,20 @@ def test_a_net_is_pruned_as_far_as_its_validation_accuracy_permits(trained, caps
     assert call("evaluate", str(trained)) == 0
     assert capsys.readouterr().out == whole, "the run keeps its own weights"
     assert call("evaluate", str(trained), "--prune", "1") != 0
-    assert "tolerance is 1.0" in capsys.readouterr().err
+    assert "prune is 1.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mirrored", [[], ["--mirrored"]])
+def test_pruning_watches_the_accuracy_that_is_reported_on_the_validation_split(mirrored, tmp_path, capsys):
+    assert call("train", *SMALL, *mirrored, "--out", "run") == 0
+    capsys.readouterr()
+    assert call("evaluate", "run", "--split", "validation") == 0
+    whole = re.search(r"accuracy ([\d.]+)%", capsys.readouterr().out)[1]
+    assert call("evaluate", "run", "--split", "validation", "--prune", "0") == 0
+    said = capsys.readouterr().out
+    assert f"(before {whole}%)" in said
+    after = re.search(r"validation split ([\d.]+)%", said)[1]
+    assert f"validation: accuracy {after}%" in said
 
 
 def test_an_ode_net_is_evaluated_with_another_solver(trained, capsys):

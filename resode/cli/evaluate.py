@@ -50,6 +50,8 @@ class Evaluate:
     data_dir: str | None = None
 
     def run(self) -> None:
+        if self.prune is not None and not 0.0 <= self.prune < 1.0:
+            raise InvalidInput(f"prune is {self.prune}: an accuracy in [0, 1) that may be lost is expected")
         trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
         # How a solve is differentiated means nothing here, and the multistep solvers do not have every way.
         plain = {"gradient": "backprop"} if self.solver in MULTISTEP else {}
@@ -62,18 +64,24 @@ class Evaluate:
             if self.mc_samples is not None:  # first of all, as it may be refused
                 batches = trained.data.batches(self.split, EVALUATION_BATCH)
                 sampled = monte_carlo(trained.model, batches, self.mc_samples, self.mc_seed)
-            mirrored = trained.run.config["recipe"].get("mirrored", False)
-            found = evaluate(trained.model, trained.data.batches(self.split, EVALUATION_BATCH), mirrored=mirrored)
+            batches = trained.data.batches(self.split, EVALUATION_BATCH)
+            found = evaluate(trained.model, batches, mirrored=_mirrored(trained))
         print(f"{self.split}: {said_of(found.to_dict())}, NFE {found.nfe}")
         if sampled is not None:
             print(said_of_samples(sampled))
 
     def _pruned(self, trained: Trained) -> Pruned:
         if not len(trained.data.validation):
-            raise InvalidInput("prune watches the accuracy on a validation split, and this run has none")
-        return prune_to_sparse(
-            trained.model, trained.data.batches("validation", EVALUATION_BATCH), tolerance=self.prune
-        )
+            raise InvalidInput(
+                "prune watches the accuracy on a validation split, and this run has none: train with --validation 0.1"
+            )
+        batches = trained.data.batches("validation", EVALUATION_BATCH)
+        return prune_to_sparse(trained.model, batches, tolerance=self.prune, mirrored=_mirrored(trained))
+
+
+def _mirrored(trained: Trained) -> bool:
+    """Whether the run averages over mirror images wherever its net is evaluated."""
+    return trained.run.config["recipe"].get("mirrored", False)
 
 
 def said_of_pruning(found: Pruned) -> str:

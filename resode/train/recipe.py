@@ -146,7 +146,11 @@ class Recipe:
         if any(not 0.0 < m < 1.0 for m in self.milestones):
             raise InvalidInput(f"milestones are {self.milestones}: shares of the training in (0, 1) are expected")
         if self.batch_size % self.repeats:
-            raise InvalidInput(f"batch_size is {self.batch_size}, which {self.repeats} repeats do not divide")
+            least = self.batch_size // self.repeats * self.repeats
+            raise InvalidInput(
+                f"batch_size is {self.batch_size}, which {self.repeats} repeats do not divide: use "
+                f"{least + self.repeats}, say, or other repeats"
+            )
         if self.dropping.phase != "all" and self.dropping.epochs > self.epochs:
             raise InvalidInput(
                 f"dropout is {self.dropping.phase} with {self.dropping.epochs} epochs, and the training has "

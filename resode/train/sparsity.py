@@ -109,7 +109,9 @@ ROUNDING = 1e-12
 
 
 @torch.no_grad()
-def prune_to_sparse(model: nn.Module, data: Iterable[tuple[Tensor, Tensor]], *, tolerance: float = 0.0) -> Pruned:
+def prune_to_sparse(
+    model: nn.Module, data: Iterable[tuple[Tensor, Tensor]], *, tolerance: float = 0.0, mirrored: bool = False
+) -> Pruned:
     """Set to 0, in place, the weights of ``model`` up to the largest magnitude that the accuracy on ``data`` permits.
 
     Accuracy does not fall steadily with the threshold, and there are too many thresholds to look at all. So of none,
@@ -121,6 +123,7 @@ def prune_to_sparse(model: nn.Module, data: Iterable[tuple[Tensor, Tensor]], *, 
         data: pairs (x, labels), held while they are evaluated again and again: a validation split, never the test data
             that the net is to be judged by.
         tolerance: accuracy that may be lost, in [0, 1).
+        mirrored: the accuracy is that of images and their mirror images (see ``metrics.evaluate``).
 
     Raises:
         InvalidInput: for a tolerance outside [0, 1), no data, or a model without weights.
@@ -132,7 +135,7 @@ def prune_to_sparse(model: nn.Module, data: Iterable[tuple[Tensor, Tensor]], *, 
     weights = decaying(model)
     if not weights:
         raise InvalidInput("the model has no weight that requires a gradient and decays: there is nothing to prune")
-    before = evaluate(model, data).accuracy
+    before = evaluate(model, data, mirrored=mirrored).accuracy
     kept = {name: weight.detach().clone() for name, weight in weights.items()}
     magnitudes, counts = torch.cat([weight.abs().flatten() for weight in kept.values()]).unique(return_counts=True)
     thresholds = torch.cat([magnitudes.new_tensor([-1.0]), magnitudes])  # the first prunes nothing
@@ -142,7 +145,7 @@ def prune_to_sparse(model: nn.Module, data: Iterable[tuple[Tensor, Tensor]], *, 
         """The accuracy without the weights up to threshold ``index``, which are 0 from here on."""
         for name, weight in weights.items():
             weight.copy_(torch.where(kept[name].abs() > thresholds[index], kept[name], 0.0))
-        return evaluate(model, data).accuracy
+        return evaluate(model, data, mirrored=mirrored).accuracy
 
     looked_at = [len(magnitudes), *(int(torch.searchsorted(gone, 1.0 - share)) for share in reversed(SHARES)), 0]
     try:

@@ -53,8 +53,8 @@ def test_the_hash_is_murmur_s():
 def test_it_takes_the_place_of_the_random_flip_and_draws_nothing():
     images, index = IMAGE.expand(50, -1, -1, -1), torch.arange(50)
     generator = torch.Generator().manual_seed(0)
-    for flip in (False, True):
-        out = Augment(flip=flip, alternate_flip=True)(images, generator, index=index, epoch=1)
+    for _ in range(2):
+        out = Augment(alternate_flip=True)(images, generator, index=index, epoch=1)
         assert torch.equal(out, alternating_flip(images, index, 1))
     assert torch.equal(generator.get_state(), torch.Generator().manual_seed(0).get_state())
 
@@ -80,3 +80,8 @@ def test_index_and_epoch_are_needed():
             alternating_flip(IMAGE, index, 0)
     with pytest.raises(InvalidInput, match="index is None"):
         Augment(alternate_flip=True)(IMAGE, epoch=0)
+
+
+def test_at_random_and_by_turns_are_not_both_possible():
+    with pytest.raises(InvalidInput, match="flip and alternate_flip are both on"):
+        Augment(flip=True, alternate_flip=True)

@@ -1,4 +1,4 @@
-"""The comparison of the trainer with a plain loop: the interval of a difference, and the same training on both sides."""
+"""The trainer beside a plain loop: the interval of a difference, and the same training on both sides."""
 
 import pytest
 

@@ -145,7 +145,8 @@ def test_the_settings_cannot_be_changed_behind_the_checks():
 FRACTIONS = st.floats(0.0, 0.99)
 PIXELS = st.integers(0, 4)
 OF_AUGMENT = {
-    **{name: st.booleans() for name in ("flip", "alternate_flip")},
+    "flip": st.booleans(),
+    "alternate_flip": st.booleans(),
     **dict.fromkeys(("crop", "shift", "cutout", "randaugment"), PIXELS),
     **dict.fromkeys(("resized_crop", "translate", "erase", "brightness", "contrast", "saturation"), FRACTIONS),
     **{name: st.floats(0.0, 10.0) for name in ("shear", "rotate", "mixup", "cutmix")},
@@ -167,7 +168,9 @@ STACKS = st.builds(
     input_dropout=FRACTIONS,
     input_noise=st.floats(0.0, 2.0),
     conv=st.sampled_from(CONVOLUTIONS),
-    augment=st.builds(Augment, **OF_AUGMENT),
+    augment=st.fixed_dictionaries(OF_AUGMENT)
+    .filter(lambda values: not (values["flip"] and values["alternate_flip"]))
+    .map(lambda values: Augment(**values)),
 )
 WHOLE = st.integers(1, 9)
 

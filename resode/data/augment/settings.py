@@ -42,7 +42,7 @@ class Augment:
 
     Args:
         flip: mirror each image left to right with probability 1/2.
-        alternate_flip: mirror each image in every other epoch, in place of at random.
+        alternate_flip: mirror each image in every other epoch; not along with ``flip``.
         crop: pad with this many black pixels on each side and crop the old size at a random place; 0 for none.
         shift: translate by up to this many pixels each way, with black beyond (the same as crop, and added to it).
         resized_crop: crop a part with at least this share of the area and stretch it to the old size; 0 for none.
@@ -91,6 +91,8 @@ class Augment:
         if not isinstance(self.randaugment, int) or isinstance(self.randaugment, bool) or self.randaugment < 0:
             raise InvalidInput(f"randaugment is {self.randaugment!r}: a whole number of operations, or 0 for none")
         check_magnitude(self.magnitude)
+        if self.flip and self.alternate_flip:
+            raise InvalidInput("flip and alternate_flip are both on: mirror at random or by turns, and turn one off")
         choose(self.interpolation, INTERPOLATIONS, "interpolation")
         for name, most in _LIMITS.items():
             value = getattr(self, name)
@@ -137,7 +139,7 @@ class Augment:
         """
         if self.alternate_flip:
             images = alternating_flip(images, index, epoch)
-        elif self.flip:
+        if self.flip:
             images = random_flip(images, generator)
         if self.crop:
             images = random_crop(images, self.crop, generator)
