@@ -16,7 +16,7 @@ layout, compiled or not:
 Images and labels are random: speed does not depend on what they show. All contenders take turns, each of so many steps,
 after a turn of each that is not measured; a ratio is of medians, with the smallest and the largest within a round.
 
-    python -m experiments.bench_train cpu --publish results     about 4 minutes on 2 CPU cores
+    python -m experiments.bench_train cpu --publish results     about 3 minutes on 2 CPU cores
     python -m experiments.bench_train cuda --publish results    on a GPU; compiling takes a few minutes more
 """
 
