@@ -38,7 +38,7 @@ def _label(losses: Axes, errors: Axes, cases: Mapping[str, Mapping[str, Any]]) -
     losses.xaxis.set_major_locator(MaxNLocator(integer=True))
     losses.legend(frameon=False, fontsize=8)
     errors.set_xlabel("test error")
-    errors.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    errors.xaxis.set_major_formatter(PercentFormatter(1.0))
     worst = max(seed["test_error"] for found in cases.values() for seed in found["seeds"])
     errors.set_xlim(0.0, 1.08 * worst)
     errors.set_ylim(len(cases) - 0.5, -0.5)
