@@ -3,12 +3,15 @@
 ========= ===================================================== ====================================================
 kind      the average w̄ of the weights w                        source
 ========= ===================================================== ====================================================
-ema       after each step, w̄ ← d·w̄ + (1 − d)·w                  Polyak & Juditsky 1992; Tarvainen & Valpola 2017
+ema       after each step, w̄ ← d_n·w̄ + (1 − d_n)·w with         Polyak & Juditsky 1992; Tarvainen & Valpola 2017; the
+          d_n = min(d, (1 + n)/(10 + n)), n the weights in w̄    growing d_n of TensorFlow's ``ExponentialMovingAverage``
 swa       after each epoch, the mean of all w so far            Izmailov et al. 2018, arXiv 1803.05407
 lookahead after every k steps, w̄ ← d_s·w̄ + (1 − d_s)·w, w ← w̄   Zhang et al. 2019, arXiv 1907.08610, algorithm 1; the
           with d_s = d·s^p at the share s of the training       growing d_s of Jordan 2024, arXiv 2404.00498 (p = 3,
                                                                 d = 0.95⁵, k = 5); p = 0 is Zhang et al.'s constant
 ========= ===================================================== ====================================================
+
+With a constant d the first weights would have the share dⁿ in an ema: after 300 steps with d = 0.999 still 74 %.
 
 Running statistics of batch norms are averaged like the weights; ``recalibrate`` gives those that belong to the average.
 The first two are kept in torch's ``AveragedModel``; its own ways of averaging refuse the counters of batch norms.
@@ -34,7 +37,7 @@ class Average:
 
     Args:
         kind: none, ema (after each step), swa (after each epoch), or lookahead (training goes on from the average).
-        decay: of ema and lookahead, the share of the average that stays at an update.
+        decay: of ema and lookahead, the share of the average that stays at an update (of ema less at its beginning).
         start: share of the training after which ema and swa begin; the weights are not averaged before.
         every: of lookahead, steps between two updates.
         power: of lookahead, the decay grows as this power of the share of the training that is done.
@@ -97,7 +100,9 @@ class Averaging:
         return AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
 
     def _exponential(self, averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
-        _towards(averages, values, 1.0 - self.settings.decay)
+        # ``count`` is on the weights' device, and reading it would wait for that; the counter itself is on the CPU.
+        n = float(self._average.n_averaged)
+        _towards(averages, values, 1.0 - min(self.settings.decay, (1.0 + n) / (10.0 + n)))
 
     def _equal(self, averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
         _towards(averages, values, 1.0 / (float(count) + 1.0))

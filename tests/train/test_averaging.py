@@ -28,11 +28,19 @@ def averaged(averaging):
 
 
 def test_ema_is_its_recursion_from_its_start_on():
-    averaging, met = walk(Average(kind="ema", decay=0.7, start=0.25))
+    averaging, met = walk(Average(kind="ema", decay=0.4, start=0.25))
     expected = met[3]
-    for w in met[4:]:
-        expected = 0.7 * expected + 0.3 * w
+    # The decay grows: 2/11, 3/12, 4/13, 5/14, 6/15 = 0.4, and stays there.
+    for n, w in enumerate(met[4:], 1):
+        d = min(0.4, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * w
     torch.testing.assert_close(averaged(averaging), expected)
+
+
+def test_of_a_short_training_the_first_weights_do_not_stay_in_the_ema():
+    averaging, met = walk(Average(kind="ema", decay=0.999))
+    gap = (averaged(averaging) - met[-1]).norm() / (met[0] - met[-1]).norm()
+    assert gap < 0.25
 
 
 def test_swa_is_the_mean_of_the_weights_at_the_ends_of_epochs():
@@ -63,11 +71,11 @@ def test_without_an_average_the_model_itself_is_evaluated():
 def test_running_statistics_are_averaged_too():
     model = nn.Sequential(nn.BatchNorm1d(1))
     averaging = Averaging(model, Average(kind="ema", decay=0.5), 2, 2)
-    for step, mean in enumerate((2.0, 4.0)):
+    for step, mean in enumerate((2.0, 13.0)):
         model[0].running_mean.fill_(mean)
         averaging.after_step(step)
     with averaging.evaluated() as judged:
-        assert float(judged[0].running_mean) == 3.0
+        assert float(judged[0].running_mean) == pytest.approx((2 * 2.0 + 9 * 13.0) / 11)
 
 
 @pytest.mark.parametrize("kind", ["ema", "swa", "lookahead"])
