@@ -44,6 +44,7 @@ class Recipe:
         final: share of lr at which cosine and linear end.
         loss: cross-entropy, or bce (each class a question by itself).
         label_smoothing: share of the label that is spread over all classes.
+        target_threshold: of bce, a mixed image has the classes whose share in it is above this.
         penalty: L1 and group sparsity, in the loss.
         factorize: train each weight that decays as a product of two factors, so that the weight decay (of sgd or adam)
             is an L1 penalty and makes weights 0; the trained net has the products (see ``train.sparsity``).
@@ -83,6 +84,7 @@ class Recipe:
     final: float = 0.0
     loss: Literal["cross-entropy", "bce"] = "cross-entropy"
     label_smoothing: float = 0.0
+    target_threshold: float = 0.0
     penalty: Penalties = field(default_factory=Penalties)
     factorize: bool = False
     dropping: DropoutEpochs = field(default_factory=DropoutEpochs)
@@ -119,9 +121,14 @@ class Recipe:
                 f"refine after epoch {self.refine[-1]} of {self.epochs}: nothing would be trained after it; use a "
                 f"number below {self.epochs}"
             )
-        for name in ("momentum", "label_smoothing"):
+        for name in ("momentum", "label_smoothing", "target_threshold"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}: a number in [0, 1) is expected")
+        if self.target_threshold and self.loss != "bce":
+            raise InvalidInput(
+                f"target_threshold is {self.target_threshold:g}, and the loss is {self.loss}, which takes the shares "
+                f"of the classes as they are: leave it 0, or use loss bce"
+            )
         if not 0.0 <= self.final <= 1.0:
             raise InvalidInput(f"final is {self.final}: a share of lr in [0, 1] is expected")
         for name in ("weight_decay", "warmup"):

@@ -49,7 +49,7 @@ class Stepper:
         autocast = torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not torch.float32)
         with autocast, collect_penalties() as of_blocks:
             logits = forward(x)
-        loss = training_loss(logits, wanted, recipe.loss, recipe.label_smoothing)
+        loss = training_loss(logits, wanted, recipe.loss, recipe.label_smoothing, recipe.target_threshold)
         of_weights = penalty(self.model, recipe.penalty)
         added = [p.float() for p in (*of_blocks, of_weights) if p is not None]
         extra = torch.stack(added).sum() if added else None

@@ -46,6 +46,16 @@ def test_a_mixed_image_has_both_of_its_classes_for_bce_and_its_shares_for_cross_
     assert float(training_loss(logits, shares)) == pytest.approx(float(mixed), rel=1e-5)
 
 
+@pytest.mark.parametrize(("threshold", "asked_for"), [(0.0, (1, 1, 1, 0)), (0.1, (0, 1, 1, 0)), (0.3, (0, 0, 1, 0))])
+def test_bce_asks_for_the_classes_whose_share_is_above_the_threshold(threshold, asked_for):
+    logits = case()[0][:1]
+    shares, labels = torch.tensor([[0.1, 0.3, 0.6, 0.0]]), torch.tensor([asked_for], dtype=torch.float64)
+    p = torch.sigmoid(logits)
+    expected = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+    found = training_loss(logits, shares, "bce", threshold=threshold)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_of_a_mixed_image_the_larger_part_counts():
     logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     assert right_answers(logits, torch.tensor([[0.4, 0.6], [0.4, 0.6], [0.9, 0.1]])) == 2

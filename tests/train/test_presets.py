@@ -108,6 +108,7 @@ def test_fast_uses_the_means_of_airbench():
 def test_strikes_back_a3_has_every_part_of_the_procedure():
     recipe, augment = preset("strikes-back-a3").recipe, preset("strikes-back-a3").stack.augment
     assert (recipe.epochs, recipe.optimizer, recipe.loss, recipe.schedule) == (100, "adamw", "bce", "cosine")
+    assert recipe.target_threshold == 0.2
     assert (recipe.warmup, recipe.weight_decay, recipe.repeats, recipe.lr) == (5.0, 0.02, 3, 4e-3)
     assert (augment.flip, augment.resized_crop) == (True, 0.25)
     assert (augment.randaugment, augment.magnitude, augment.mixup, augment.cutmix) == (2, 18, 0.1, 1.0)

@@ -27,6 +27,8 @@ from resode.train.recipe import learning_rate, make_optimizer
         ({"optimizer": "lion"}, "unknown optimizer 'lion'.*sgd, sgdw, adam, adamw"),
         ({"schedule": "square"}, "unknown schedule 'square'.*cosine, linear, step, constant, one-cycle"),
         ({"precision": "float8"}, "unknown precision 'float8'.*float32, bfloat16, float16"),
+        ({"loss": "bce", "target_threshold": 1.0}, r"target_threshold is 1.0: a number in \[0, 1\)"),
+        ({"target_threshold": 0.2}, "target_threshold is 0.2, and the loss is cross-entropy.*use loss bce"),
         ({"loss": "hinge"}, "unknown loss 'hinge'.*cross-entropy, bce"),
         ({"final": 1.5}, "final is 1.5"),
         ({"adaptive_clip": 0.0}, "adaptive_clip is 0.0"),
