@@ -262,6 +262,18 @@ def test_settings_that_nothing_would_heed_are_refused(trained, capsys, tmp_path)
     assert "no batch norm" in capsys.readouterr().err
 
 
+def test_what_an_evaluation_cannot_give_is_refused_before_anything_is_computed(trained, capsys, monkeypatch):
+    def forbidden(*_, **__):
+        raise AssertionError("something was computed")
+
+    for name in ("recalibrate", "prune_to_sparse", "monte_carlo", "evaluate"):
+        monkeypatch.setattr(f"resode.cli.evaluate.{name}", forbidden)
+    assert call("evaluate", str(trained), "--recalibrate", "--prune", "0", "--mc-samples", "5") != 0
+    assert "this one has none" in capsys.readouterr().err
+    assert call("evaluate", str(trained), "--recalibrate", "--prune", "2") != 0
+    assert "prune is 2.0" in capsys.readouterr().err
+
+
 def test_an_adaptive_net_is_lesioned_by_the_steps_it_makes_or_on_a_grid_of_the_users(capsys):
     small = ["--net", "odenet", "--solver", "bosh3", "--rtol", "1e-1", "--atol", "1e-1", "--width", "4"]
     assert call("train", *small, "--epochs", "1", "--batch-size", "512", "--out", "run") == 0

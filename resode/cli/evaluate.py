@@ -8,8 +8,8 @@ from resode.cli.common import Folder, said_of, solved_by
 from resode.errors import InvalidInput
 from resode.train.loop import EVALUATION_BATCH
 from resode.train.metrics import evaluate
-from resode.train.montecarlo import MonteCarlo, monte_carlo
-from resode.train.recalibrate import recalibrate
+from resode.train.montecarlo import MonteCarlo, check_samples, monte_carlo
+from resode.train.recalibrate import recalibrate, statistics
 from resode.train.session import Trained, load
 from resode.train.sparsity import Pruned, prune_to_sparse
 
@@ -55,13 +55,14 @@ class Evaluate:
         trained = load(self.run_folder, device=self.device, data_dir=self.data_dir)
         # How a solve is differentiated means nothing here, and the multistep solvers do not have every way.
         plain = {"gradient": "backprop"} if self.solver in MULTISTEP else {}
+        self._check(trained)
         with solved_by(trained.model, solver=self.solver, steps=self.steps, rtol=self.rtol, atol=self.atol, **plain):
-            if self.recalibrate and not recalibrate(trained.model, trained.data.batches("train", EVALUATION_BATCH)):
-                raise InvalidInput("recalibrate given, and this net has no batch norm")
+            if self.recalibrate:
+                recalibrate(trained.model, trained.data.batches("train", EVALUATION_BATCH))
             if self.prune is not None:
                 print(said_of_pruning(self._pruned(trained)))
             sampled = None
-            if self.mc_samples is not None:  # first of all, as it may be refused
+            if self.mc_samples is not None:
                 batches = trained.data.batches(self.split, EVALUATION_BATCH)
                 sampled = monte_carlo(trained.model, batches, self.mc_samples, self.mc_seed)
             batches = trained.data.batches(self.split, EVALUATION_BATCH)
@@ -70,11 +71,18 @@ class Evaluate:
         if sampled is not None:
             print(said_of_samples(sampled))
 
-    def _pruned(self, trained: Trained) -> Pruned:
-        if not len(trained.data.validation):
+    def _check(self, trained: Trained) -> None:
+        """Raise InvalidInput where something is asked for that this run cannot give, before anything is computed."""
+        if self.recalibrate and not statistics(trained.model):
+            raise InvalidInput("recalibrate given, and this net has no batch norm whose statistics it could replace")
+        if self.prune is not None and not len(trained.data.validation):
             raise InvalidInput(
                 "prune watches the accuracy on a validation split, and this run has none: train with --validation 0.1"
             )
+        if self.mc_samples is not None:
+            check_samples(trained.model, self.mc_samples)
+
+    def _pruned(self, trained: Trained) -> Pruned:
         batches = trained.data.batches("validation", EVALUATION_BATCH)
         return prune_to_sparse(trained.model, batches, tolerance=self.prune, mirrored=_mirrored(trained))
 

@@ -135,6 +135,21 @@ def sampling(model: nn.Module) -> Iterator[None]:
     Raises:
         InvalidInput: for a net without dropout.
     """
+    active = _active(model)
+    with evaluating(model), solver_settings(model, compile_mode=None):
+        for layer in active:
+            layer.training = True
+        yield
+
+
+def check_samples(model: nn.Module, samples: int) -> None:
+    """Raise InvalidInput unless ``model`` has dropout to draw masks for, and ``samples`` is a whole number above 0."""
+    check_whole(samples, "samples of Monte Carlo dropout")
+    _active(model)
+
+
+def _active(model: nn.Module) -> list[nn.Module]:
+    """The dropout layers of ``model`` that drop anything."""
     active = [layer for layer, _, p in drop_rates(model) if p > 0.0]
     if not active:
         ended = built_with_dropout(model)
@@ -143,10 +158,7 @@ def sampling(model: nn.Module) -> Iterator[None]:
             + ("the dropout of this one ended at p = 0 in training (early dropout)" if ended else "this one has none")
             + ": train with --dropout.p 0.1, for one, or --input-dropout 0.1"
         )
-    with evaluating(model), solver_settings(model, compile_mode=None):
-        for layer in active:
-            layer.training = True
-        yield
+    return active
 
 
 def predict(model: nn.Module, x: Tensor, samples: int = 50, *, generator: torch.Generator | None = None) -> Prediction:

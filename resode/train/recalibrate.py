@@ -36,8 +36,7 @@ def recalibrate(model: nn.Module, data: Iterable[Tensor | tuple[Tensor, ...]]) -
     Raises:
         InvalidInput: when there is no batch of at least two samples.
     """
-    norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and not is_frozen(layer)]
-    layers = [layer for layer in norms if layer.track_running_stats]
+    layers = statistics(model)
     if not layers:
         return 0
     done = False
@@ -51,6 +50,12 @@ def recalibrate(model: nn.Module, data: Iterable[Tensor | tuple[Tensor, ...]]) -
             for average in averages:
                 average.end(keep=done)
     return len(layers)
+
+
+def statistics(model: nn.Module) -> list[_BatchNorm]:
+    """The batch norms in ``model`` whose running statistics can be replaced: those that have them, not frozen."""
+    norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and not is_frozen(layer)]
+    return [layer for layer in norms if layer.track_running_stats]
 
 
 def _average(model: nn.Module, data: Iterable[Tensor | tuple[Tensor, ...]], averages: list["_Average"]) -> bool:

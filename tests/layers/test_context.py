@@ -11,6 +11,7 @@ from resode.blocks.ode import ODEBlock
 from resode.blocks.residual import ResidualBlock
 from resode.layers.context import SolveContext, current, evaluate, interval_time
 from resode.layers.dropout import Dropout
+from resode.layers.norm import BatchNorm, index_statistics
 
 
 class MaskProbe(nn.Module):
@@ -31,6 +32,15 @@ class MaskProbe(nn.Module):
 
     def masks(self):
         return [mask for _, mask in self.seen]
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = BatchNorm(4)
+
+    def forward(self, t, h):
+        return self.norm(h)
 
 
 def state(n=64, requires_grad=True):
@@ -164,6 +174,27 @@ def test_evaluate_draws_for_one_call_and_joins_the_solve_it_stands_in():
     outer = Outer()
     ODEBlock(outer, "rk4", steps=2)(state())
     assert all(torch.equal(mask, outer.inner.seen[0][1]) for mask in outer.inner.masks())
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_layer_that_needs_the_time_is_told_it_while_a_graph_is_traced(monkeypatch, wrapped):
+    """torch.compile traces ``evaluate`` without a context, which it could not trace, unless a layer needs one."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    branch = Normed()
+    index_statistics(branch, (0.0, 0.5))
+    # What is no module does not say what is in it.
+    evaluate((lambda t, h: branch(t, h)) if wrapped else branch, 0.5, 1.0 + torch.rand(3, 4, 2, 2))
+    assert torch.equal(branch.norm.running_mean[0], torch.zeros(4))
+    assert not torch.equal(branch.norm.running_mean[1], torch.zeros(4))
+
+
+def test_a_layer_that_does_not_need_the_time_is_traced_without_a_context(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    probe = MaskProbe()
+    met = []
+    probe.register_forward_pre_hook(lambda *_: met.append(current()))
+    evaluate(probe, 0.5, state())
+    assert met == [None]
 
 
 def test_the_context_ends_with_the_evaluation_even_when_the_branch_fails():
