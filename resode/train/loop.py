@@ -202,8 +202,8 @@ def check_fit(model: nn.Module, data: DataSet, recipe: Recipe) -> None:
         SampledSteps(model, recipe.active_steps)
     if recipe.repeats > 1 and min(recipe.batch_size, len(data.train)) % recipe.repeats:
         raise InvalidInput(
-            f"the training split has {len(data.train)} samples, one batch, which {recipe.repeats} repeats do not divide: "
-            "use other repeats, or a smaller batch_size"
+            f"the training split has {len(data.train)} samples, one batch, which {recipe.repeats} repeats do not "
+            "divide: use other repeats, or a smaller batch_size"
         )
     if recipe.mirrored and data.size is None:
         raise InvalidInput("mirrored averages over an image and its mirror image, and this data are points")
