@@ -101,7 +101,6 @@ def fit(
     check_fit(model, data, recipe)
     if recipe.channels_last:
         lay_channels_last(model)
-    steps = len(data.train) // min(recipe.batch_size, len(data.train))
     with as_factors(model) if recipe.factorize else nullcontext():
         training = _Training(
             model,
@@ -109,7 +108,6 @@ def fit(
             recipe,
             augment,
             Stepper(model, recipe, make_optimizer(recipe, model), data.train.inputs.device),
-            Averaging(model, recipe.average, recipe.epochs * steps, steps),
             (*recipe_callbacks(recipe), *callbacks),
             compile,
         )
@@ -119,11 +117,9 @@ def fit(
 def _fit(training: "_Training", run: Run | None, progress: bool) -> list[dict[str, Any]]:
     """:func:`fit`, from the last checkpoint of ``run`` or from the beginning."""
     data, recipe = training.data, training.recipe
-    batch = min(recipe.batch_size, len(data.train))
-    steps = len(data.train) // batch
     state = _State() if run is None else _resume(run, training)
     devices = [data.train.inputs.device] if data.train.inputs.is_cuda else []
-    with torch.random.fork_rng(devices), Bar(recipe.epochs, state.epoch, batch * steps, progress) as bar:
+    with torch.random.fork_rng(devices), Bar(recipe.epochs, state.epoch, training.seen, progress) as bar:
         while state.epoch < recipe.epochs and not state.stopped:
             if training.before_epoch(state.epoch):
                 state.begin_level()
@@ -165,12 +161,28 @@ class _Training:
     recipe: Recipe
     augment: Augment | None
     stepper: Stepper
-    averaging: Averaging
     callbacks: tuple[Callback, ...]
     compile: bool
 
     def __post_init__(self) -> None:
         self.forward = self._forward()
+        steps = self.recipe.epochs * self.steps
+        self.averaging = Averaging(self.model, self.recipe.average, steps, self.steps)
+
+    @property
+    def batch(self) -> int:
+        """Images in a batch."""
+        return min(self.recipe.batch_size, len(self.data.train))
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in an epoch; the images that do not fill a batch are left out."""
+        return len(self.data.train) // self.batch
+
+    @property
+    def seen(self) -> int:
+        """Images seen in an epoch."""
+        return self.steps * self.batch
 
     def _forward(self) -> nn.Module:
         """The model as it is called in training."""
@@ -230,8 +242,7 @@ def _epoch(training: _Training, epoch: int, tell: Callable[[int, float, float, i
     """One pass over the training split; the record of it."""
     model, data, recipe = training.model, training.data, training.recipe
     generator = torch.Generator().manual_seed(_seed(recipe.seed, 2 * epoch))
-    batch = min(recipe.batch_size, len(data.train))
-    steps = len(data.train) // batch
+    steps = training.steps
     device = data.train.inputs.device
     seed_default(_seed(recipe.seed, 2 * epoch + 1), device)
     losses, right = torch.zeros(steps, device=device), torch.zeros((), dtype=torch.int64, device=device)
@@ -240,7 +251,7 @@ def _epoch(training: _Training, epoch: int, tell: Callable[[int, float, float, i
     training.forward.train()
     batches = data.batches(
         "train",
-        batch,
+        training.batch,
         generator=generator,
         augment=training.augment,
         drop_last=True,
@@ -257,7 +268,7 @@ def _epoch(training: _Training, epoch: int, tell: Callable[[int, float, float, i
             penalties.append(penalty)
         if device.type == "cpu" or step % WATCH == WATCH - 1 or step == steps - 1:
             _require_finite(losses[: step + 1], epoch, steps, recipe)
-            done = (step + 1) * batch
+            done = (step + 1) * training.batch
             tell(done - told, float(losses[: step + 1].mean()), float(right) / done, nfe(model))
             told = done
     seconds = time.perf_counter() - begin
@@ -268,10 +279,10 @@ def _epoch(training: _Training, epoch: int, tell: Callable[[int, float, float, i
         "lr": lr,
         "train_loss": float(losses.mean()),
         **({"penalty": float(torch.stack(penalties).mean())} if penalties else {}),
-        "train_accuracy": float(right) / (steps * batch),
+        "train_accuracy": float(right) / training.seen,
         "nfe": nfe(model),
         "seconds": seconds,
-        "images_per_second": steps * batch / seconds,
+        "images_per_second": training.seen / seconds,
     }
 
 
