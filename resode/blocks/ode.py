@@ -32,6 +32,7 @@ from resode.blocks.tableaux import ADAPTIVE, TABLEAUX
 from resode.blocks.transport import Transport, collecting
 from resode.errors import InvalidInput, choose
 from resode.layers.context import SolveContext
+from resode.layers.layout import gradient_alike
 from resode.layers.norm import BatchNorm, index_statistics
 
 ADAPTIVE_KNOTS = 9
@@ -180,7 +181,7 @@ class ODEBlock(nn.Module):
             end = self._integrate(f, scheme, state)
         if collected is not None:
             collected.append(end[1])
-        out = end[0].to(x.dtype)
+        out = gradient_alike(end[0]).to(x.dtype)
         return out[:, : x.shape[1]] if self.extra_channels else out
 
     def trajectory(self, x: Tensor, times: Sequence[float]) -> Tensor:

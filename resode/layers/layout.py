@@ -17,6 +17,17 @@ def sum_over_batch(x: Tensor) -> Tensor:
     return rows.flatten(1).sum(0).view(1, *rows.shape[1:]).permute(0, 3, 1, 2)
 
 
+def gradient_alike(x: Tensor) -> Tensor:
+    """``x``, a result of its own, whose gradient will lie in memory as it does, whatever it is made of.
+
+    A mean over pixels gives its input a gradient in the other order; sums with it go on in that order, and every
+    convolution and norm on the way back reorders what it is given.
+    """
+    if is_channels_last(x) and x.requires_grad and not torch._C._are_functorch_transforms_active():
+        x.register_hook(lambda g: g.contiguous(memory_format=torch.channels_last))
+    return x
+
+
 def channels_last(x: Tensor) -> Tensor:
     """Images (B, C, H, W) that lie channels-last in memory, by their strides, too, where C = 1 leaves it open."""
     if x.stride(1) == 1:
