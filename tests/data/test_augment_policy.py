@@ -121,7 +121,7 @@ def test_images_are_left_as_they_were_and_none_is_a_no_op():
 
 def test_bad_settings_are_refused():
     for magnitude in (-1, 31, 2.0, True):
-        with pytest.raises(InvalidInput, match=f"magnitude is {magnitude}.*0 to 30"):
+        with pytest.raises(InvalidInput, match=f"magnitude is {magnitude}: .*from 0 to 30"):
             Augment(randaugment=2, magnitude=magnitude)
     for number in (-1, 1.5, True):
         with pytest.raises(InvalidInput, match=f"randaugment is {number}"):

@@ -132,8 +132,12 @@ def test_a_deep_copy_draws_by_itself_and_shares_the_data_set(digits, images):
 
 
 def test_standardize_may_be_a_module_with_parameters_or_buffers(images):
-    model = Augmented(Seen(), AUGMENT, standardize=nn.BatchNorm2d(1, affine=False).double())
+    model = Augmented(Seen(), AUGMENT, standardize=nn.BatchNorm2d(1, affine=False))
     assert "standardize.running_mean" in model.state_dict()
+    twin = copy.deepcopy(model)  # with a module of its own, as of the model
+    model(images.float())
+    assert model.standardize.running_mean != 0
+    assert twin.standardize.running_mean == 0
 
 
 @pytest.mark.parametrize("block", [ResidualBlock, lambda f: ODEBlock(f, "rk4", steps=2)])
@@ -155,3 +159,5 @@ def test_what_it_cannot_do_is_refused(images):
         mixing(images)
     with pytest.raises(InvalidInput, match="labels are"):
         mixing(images, torch.arange(3))
+    with pytest.raises(InvalidInput, match="labels go from 0 to 19, and there are 10 classes"):
+        mixing(images, torch.arange(20))

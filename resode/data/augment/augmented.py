@@ -17,7 +17,8 @@ class Augmented(nn.Module):
 
     It draws from a generator of its own, so the augmentation is the same whatever the model draws, and the model draws
     the same with and without it. The generator is part of the ``state_dict``: a training resumed from it goes on with
-    the draws that would have followed. A deep copy has a copy of the generator, and shares ``standardize``.
+    the draws that would have followed. A deep copy has a copy of the generator. It shares ``standardize`` where
+    that is a function, and with it the data set that it may belong to; a module it copies, as it does the model.
 
     Args:
         model: from standardized images to logits (B, K).

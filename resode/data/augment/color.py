@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from resode.data.augment.draws import check_colors, uniform
+from resode.data.augment.ranges import check_setting
 from resode.data.augment.resample import precision
 
 GREY = (0.2989, 0.587, 0.114)
@@ -71,13 +72,17 @@ def color_jitter(
     """Change the colours of each image at random, the four changes in an order that is random, too.
 
     As ``torchvision.transforms.ColorJitter``, image by image: the factors of brightness, contrast and saturation are
-    uniform on [max(0, 1 − s), 1 + s], s the setting; the turn of the hue is uniform on [−s, s].
+    uniform on [max(0, 1 − s), 1 + s], s the setting; the turn of the hue is uniform on [−s, s]. (So as s comes near to
+    1 a brightness may come near to black, and a contrast to one grey: a few tenths are usual.)
 
     Raises:
-        InvalidInput: unless ``images`` is (B, 1 or 3, H, W) and ``generator`` on the CPU.
+        InvalidInput: unless ``images`` is (B, 1 or 3, H, W), brightness, contrast and saturation are finite and at
+            least 0, hue is in [0, ½], and ``generator`` is on the CPU.
     """
     check_colors(images, "colour jitter")
     reach = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+    for name, value in reach.items():
+        check_setting(name, value)
     used = [name for name in reach if reach[name]]
     ranges = {name: (-reach[name], reach[name]) if name == "hue" else _around_one(reach[name]) for name in used}
     factors = {name: uniform(*ranges[name], (len(images),), generator) for name in used}

@@ -1,7 +1,9 @@
 """Random draws for each image of a batch, and the checks of what is augmented.
 
-Every draw is made on the CPU, as many for each image whatever comes out, and only what was drawn is moved to the
-images' device: one generator gives the same augmentation on every device.
+Every draw is made on the CPU, and only what was drawn is moved to the images' device: one generator gives the same
+augmentation on every device. How many numbers are drawn follows from the settings and from the shape and type of the
+batch, never from its pixels, with two exceptions that follow from what was drawn before: random erasing draws noise for
+the images that it erases alone, and where a batch goes to MixUp or CutMix a coin decides which of them draws.
 """
 
 import torch

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from resode.data.augment.boxes import inside
 from resode.data.augment.draws import below, check_images, draw, uniform
-from resode.data.augment.shifts import check_pixels
+from resode.data.augment.frame import check_frame
+from resode.data.augment.ranges import check_setting
 
 SHARES = (0.02, 0.4)
 RATIOS = (0.3, 1 / 0.3)
@@ -21,11 +22,12 @@ def cutout(images: Tensor, side: int, generator: torch.Generator | None = None) 
     black is what enters from outside the frame, too.)
 
     Raises:
-        InvalidInput: if ``images`` is not (B, C, H, W), ``side`` is no whole number of pixels, or ``generator`` is not
-            on the CPU.
+        InvalidInput: if ``images`` is not (B, C, H, W), ``side`` is no whole number of pixels or can blacken a whole
+            image (the longer side of the images, or more), or ``generator`` is not on the CPU.
     """
     check_images(images)
-    check_pixels(side, "the side of cutout")
+    check_setting("cutout", side, "the side of cutout")
+    check_frame(images, cutout=side)
     top, left = (draw(length, images, generator) - side // 2 for length in images.shape[2:])
     return images.masked_fill(inside(images, side, side, top, left), 0)
 
@@ -34,14 +36,16 @@ def random_erasing(images: Tensor, p: float, generator: torch.Generator | None =
     """With probability p replace a rectangle of an image by noise (Zhong et al. 2020, arXiv 1708.04896, algorithm 1).
 
     The rectangle has a share of the area from U(0.02, 0.4) and a ratio of height to width from U(0.3, 1/0.3), the
-    numbers of the paper; it lies anywhere in the frame, and each of its values is uniform on 0 … 255, or on [0, 1) for
-    floating images. It is drawn until it is smaller than the image on both sides; where ten draws are not (images that
-    are very long), the image is left as it is.
+    numbers of the paper, and each of its values is uniform on 0 … 255, or on [0, 1) for floating images. It is drawn
+    until it is smaller than the image on both sides (so something of the image stays); where ten draws are not (images
+    that are very long), the image is left as it is. Its place is uniform among those where it fits, as in torchvision;
+    the paper draws the size anew, too, where it does not fit its place, so that large rectangles are rarer there.
 
     Raises:
-        InvalidInput: if ``images`` is not (B, C, H, W), or ``generator`` is not on the CPU.
+        InvalidInput: if ``images`` is not (B, C, H, W), ``p`` is no probability, or ``generator`` is not on the CPU.
     """
     check_images(images)
+    check_setting("erase", p, "p of random erasing")
     n, height, width = len(images), *images.shape[2:]
     erased = uniform(0.0, 1.0, (n,), generator) < p
     area = height * width * uniform(*SHARES, (TRIES, n), generator)

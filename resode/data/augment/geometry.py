@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resode.data.augment.draws import check_images, uniform
+from resode.data.augment.frame import check_frame
+from resode.data.augment.ranges import check_setting
 from resode.data.augment.resample import precision, resample
 from resode.errors import choose
 
@@ -60,14 +62,20 @@ def random_affine(
 
     Args:
         images: (B, C, H, W).
-        translate: by whole pixels, up to this share of the sides: round(U(−translate·W, translate·W)), and so for H.
-        shear: along the rows, by an angle from U(−shear, shear), degrees.
-        rotate: by an angle from U(−rotate, rotate), degrees.
+        translate: by whole pixels, up to this share of the sides: round(U(−translate·W, translate·W)), and so for H;
+            below 1.
+        shear: along the rows, by an angle from U(−shear, shear), degrees, at most 89.
+        rotate: by an angle from U(−rotate, rotate), degrees, at most 180.
 
     Raises:
-        InvalidInput: as :func:`affine`, or if ``generator`` is not on the CPU.
+        InvalidInput: as :func:`affine`, for a number out of its range, for numbers that can move an image out of its
+            frame, or if ``generator`` is not on the CPU.
     """
     check_images(images)
+    asked = {"translate": translate, "shear": shear, "rotate": rotate}
+    for name, value in asked.items():
+        check_setting(name, value)
+    check_frame(images, **asked)
     n, height, width = len(images), *images.shape[2:]
     drawn = uniform(-1.0, 1.0, (n, 4), generator)
     reach = torch.tensor([translate * width, translate * height], dtype=torch.float64)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from resode.data.augment.boxes import inside
 from resode.data.augment.draws import check_generator, check_images
+from resode.data.augment.ranges import check_setting
 from resode.errors import InvalidInput
 
 
@@ -42,7 +43,12 @@ class Mix:
         return self.share * x + (1 - self.share) * other
 
     def labels(self, labels: Tensor, classes: int) -> Tensor:
-        """The shares of the classes, float32 (B, classes): λ·onehot(y) + (1 − λ)·onehot(y[partner]), y int64 (B,)."""
+        """The shares of the classes, float32 (B, classes): λ·onehot(y) + (1 − λ)·onehot(y[partner]), y int64 (B,).
+
+        Raises:
+            InvalidInput: for labels on the CPU that are not in 0 … classes − 1; on CUDA the kernel stops at them.
+        """
+        _check_classes(labels, classes)
         own = F.one_hot(labels, classes).float()
         return self.share * own + (1 - self.share) * own[self.partner.to(labels.device)]
 
@@ -53,8 +59,9 @@ def mixup(x: Tensor, alpha: float, generator: torch.Generator | None = None) -> 
     x̃ = λ·x_i + (1 − λ)·x_j,  ỹ = λ·y_i + (1 − λ)·y_j,  λ ~ Beta(α, α)
 
     Raises:
-        InvalidInput: if ``generator`` is not on the CPU.
+        InvalidInput: unless α is finite and above 0, or if ``generator`` is not on the CPU.
     """
+    check_setting("mixup", alpha, "alpha of MixUp", off=False)
     return Mix(_beta(alpha, generator), _permutation(x, generator))
 
 
@@ -65,9 +72,10 @@ def cutmix(x: Tensor, alpha: float, generator: torch.Generator | None = None) ->
     partner. Where the box reaches beyond the border it is clipped, and λ is set to the share of the area that is kept.
 
     Raises:
-        InvalidInput: if ``x`` is not (B, C, H, W), or ``generator`` is not on the CPU.
+        InvalidInput: if ``x`` is not (B, C, H, W), α is not finite and above 0, or ``generator`` is not on the CPU.
     """
     check_images(x)
+    check_setting("cutmix", alpha, "alpha of CutMix", off=False)
     side = math.sqrt(1 - _beta(alpha, generator))
     lengths, starts = [], []
     for frame in x.shape[2:]:
@@ -86,6 +94,20 @@ def check_labels(x: Tensor, labels: Tensor) -> None:
         raise InvalidInput(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}: to mix inputs of shape {tuple(x.shape)} "
             f"int64 of shape ({len(x)},) is expected"
+        )
+
+
+def _check_classes(labels: Tensor, classes: int) -> None:
+    """Raise InvalidInput unless the labels, where they are on the CPU, are in 0 … classes − 1."""
+    # To read a GPU's labels the CPU would have to wait for it at every step. On CUDA torch's one_hot relies on its
+    # scatter, whose assertion on the device stops the process at such a label: late and terse, but not silent.
+    if labels.device.type != "cpu" or not len(labels):
+        return
+    least, most = (int(label) for label in labels.aminmax())
+    if least < 0 or most >= classes:
+        raise InvalidInput(
+            f"labels go from {least} to {most}, and there are {classes} classes: labels must lie in 0 … {classes - 1}; "
+            "count the classes from 0, or give the net an output for each"
         )
 
 

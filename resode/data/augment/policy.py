@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from resode.data.augment.draws import check_colors, uniform
-from resode.errors import InvalidInput
+from resode.data.augment.ranges import RANGES, check_setting
 
-BINS = 31
+BINS = int(RANGES["magnitude"].most) + 1
 
 SIGNED = (
     "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness",
@@ -39,6 +39,10 @@ OPERATIONS = SIGNED + UNSIGNED
 def randaugment(images: Tensor, number: int, magnitude: int, generator: torch.Generator | None = None) -> Tensor:
     """Do ``number`` operations to each image, drawn for each with repetition (Cubuk et al. 2020, arXiv 1909.13719).
 
+    The policy is taken as it was published, what its operations do together included: three translations the same way
+    by a third of the side or more (from M = 23 on; one image in thousands at N = 3) move an image out of its frame, and
+    changes of brightness and of bits, one after the other, can make a dark image black.
+
     Images with the same draw go through an operation together, so that a batch takes at most 22 calls each time.
 
     Args:
@@ -47,10 +51,11 @@ def randaugment(images: Tensor, number: int, magnitude: int, generator: torch.Ge
         magnitude: M, from 0 to 30.
 
     Raises:
-        InvalidInput: for other images or another magnitude, or if ``generator`` is not on the CPU.
+        InvalidInput: for other images, another number or magnitude, or if ``generator`` is not on the CPU.
     """
     check_colors(images, "RandAugment")
-    check_magnitude(magnitude)
+    check_setting("randaugment", number, "the number of operations of RandAugment")
+    check_setting("magnitude", magnitude)
     images = images.clone()
     for _ in range(number):
         drawn = uniform(0.0, 1.0, (2, len(images)), generator)
@@ -88,12 +93,6 @@ def strength(name: str, magnitude: int, size: tuple[int, int]) -> float:
 def operate(images: Tensor, name: str, strength: float) -> Tensor:
     """Do one operation to all images (B, 1 or 3, H, W), with a signed strength in the units of :func:`strength`."""
     return _functions()[name](images, strength)
-
-
-def check_magnitude(magnitude: int) -> None:
-    """Raise InvalidInput unless ``magnitude`` is a whole number from 0 to 30."""
-    if not isinstance(magnitude, int) or isinstance(magnitude, bool) or not 0 <= magnitude < BINS:
-        raise InvalidInput(f"magnitude is {magnitude!r}: RandAugment has those from 0 to {BINS - 1}")
 
 
 @cache

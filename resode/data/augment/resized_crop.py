@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from resode.data.augment.draws import below, check_images, uniform
+from resode.data.augment.ranges import check_setting
 from resode.data.augment.resample import precision, resample
 
 RATIOS = (3 / 4, 4 / 3)
@@ -24,9 +25,10 @@ def random_resized_crop(images: Tensor, least: float, generator: torch.Generator
         least: the smallest share of the area.
 
     Raises:
-        InvalidInput: if ``images`` is not (B, C, H, W), or ``generator`` is not on the CPU.
+        InvalidInput: if ``images`` is not (B, C, H, W), ``least`` is not in [0, 1], or ``generator`` is not on the CPU.
     """
     check_images(images)
+    check_setting("resized_crop", least, "the least share of random_resized_crop")
     height, width = images.shape[2:]
     area = height * width * uniform(least, 1.0, (TRIES, len(images)), generator)
     ratio = uniform(math.log(RATIOS[0]), math.log(RATIOS[1]), (TRIES, len(images)), generator).exp()
@@ -52,6 +54,14 @@ def resized_crop(images: Tensor, tall: Tensor, wide: Tensor, top: Tensor, left: 
     y, x = (place.to(images.device, precision(images)) for place in places)
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=3)
     return resample(images, grid)
+
+
+def smallest_part(size: tuple[int, int], least: float) -> tuple[int, int]:
+    """The fewest rows and the fewest columns of a part, of images of this size (H, W); not at the same time."""
+    # √(area·3/4): the rows of the widest part, and the columns of the tallest one.
+    drawn = max(1, round(math.sqrt(least * math.prod(size) * RATIOS[0])))
+    rows, columns = (min(drawn, middle) for middle in _middle(*size))
+    return rows, columns
 
 
 def _places(side: int, length: Tensor, start: Tensor) -> Tensor:

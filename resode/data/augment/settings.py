@@ -1,6 +1,5 @@
 """The settings of the augmentation, and the augmentation itself."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,26 +10,17 @@ from resode.data.augment.color import color_jitter
 from resode.data.augment.draws import check_generator
 from resode.data.augment.erasing import cutout, random_erasing
 from resode.data.augment.flips import alternating_flip, random_flip
+from resode.data.augment.frame import check_frame
 from resode.data.augment.geometry import INTERPOLATIONS, random_affine
 from resode.data.augment.mix import Mix, check_labels, cutmix, mixup
-from resode.data.augment.policy import check_magnitude, randaugment
+from resode.data.augment.policy import randaugment
+from resode.data.augment.ranges import RANGES, check_setting
 from resode.data.augment.resized_crop import random_resized_crop
-from resode.data.augment.shifts import check_pixels, random_crop, random_shift
+from resode.data.augment.shifts import random_crop, random_shift
 from resode.errors import InvalidInput, choose
 
-_LIMITS = {
-    "resized_crop": 1.0,
-    "translate": 1.0,
-    "shear": 89.0,
-    "rotate": 180.0,
-    "brightness": math.inf,
-    "contrast": math.inf,
-    "saturation": math.inf,
-    "hue": 0.5,
-    "erase": 1.0,
-    "mixup": math.inf,
-    "cutmix": math.inf,
-}
+# What can take an image out of its frame.
+_PLACES = ("crop", "shift", "resized_crop", "translate", "shear", "rotate", "cutout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +36,7 @@ class Augment:
         crop: pad with this many black pixels on each side and crop the old size at a random place; 0 for none.
         shift: translate by up to this many pixels each way, with black beyond (the same as crop, and added to it).
         resized_crop: crop a part with at least this share of the area and stretch it to the old size; 0 for none.
-        translate: translate by up to this share of the width and of the height.
+        translate: translate by up to this share of the width and of the height, below 1.
         shear: shear along the rows by up to this angle, in degrees.
         rotate: rotate by up to this angle, in degrees (with translate and shear, in one resampling).
         interpolation: of translate, shear and rotate: nearest or bilinear.
@@ -56,13 +46,13 @@ class Augment:
         contrast: change of the contrast, by a factor in 1 ± this.
         saturation: change of the saturation, by a factor in 1 ± this (not of grey images).
         hue: change of the hue, by up to this share of a full turn, at most 0.5 (not of grey images).
-        cutout: blacken a square with this side, in pixels, somewhere in each image.
+        cutout: blacken a square with this side, in pixels, somewhere in each image; a smaller one than the image.
         erase: probability of a rectangle of noise (random erasing).
         mixup: alpha of MixUp: an average of two images and of their labels, its share drawn from Beta(alpha, alpha).
         cutmix: alpha of CutMix: a box of one image in another (with mixup, one of the two for each batch).
 
     Raises:
-        InvalidInput: for a number out of its range.
+        InvalidInput: for what is no number, or a number out of its range.
     """
 
     flip: bool = False
@@ -86,19 +76,11 @@ class Augment:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("crop", "shift", "cutout"):
-            check_pixels(getattr(self, name), name)
-        if not isinstance(self.randaugment, int) or isinstance(self.randaugment, bool) or self.randaugment < 0:
-            raise InvalidInput(f"randaugment is {self.randaugment!r}: a whole number of operations, or 0 for none")
-        check_magnitude(self.magnitude)
+        for name in RANGES:
+            check_setting(name, getattr(self, name))
         if self.flip and self.alternate_flip:
             raise InvalidInput("flip and alternate_flip are both on: mirror at random or by turns, and turn one off")
         choose(self.interpolation, INTERPOLATIONS, "interpolation")
-        for name, most in _LIMITS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not (0 <= value <= most and math.isfinite(value)):
-                until = "0 (off) or more" if most == math.inf else f"from 0 (off) to {most:g}"
-                raise InvalidInput(f"{name} is {value!r}: a finite number is expected, {until}")
 
     @property
     def mixes(self) -> bool:
@@ -134,9 +116,12 @@ class Augment:
                 ``alternate_flip`` alone.
 
         Raises:
-            InvalidInput: for inputs that are not images or too small, when there is anything to do to them; or a
-                missing index or epoch.
+            InvalidInput: for inputs that are not images, when there is anything to do to them; for images so small
+                that the settings together can leave nothing of one; or for a missing index or epoch.
         """
+        places = {name: getattr(self, name) for name in _PLACES}
+        if any(places.values()):
+            check_frame(images, **places)
         if self.alternate_flip:
             images = alternating_flip(images, index, epoch)
         if self.flip:
