@@ -208,7 +208,8 @@ class Conv2d(nn.Conv2d, _Weights):
             return out
         size = (x.shape[-2], x.shape[-1])
         layout = torch.channels_last if is_channels_last(out) else torch.contiguous_format
-        return add_time(out, t, self._once((size, layout), partial(self._time_map, size, layout)))
+        # The layout is no part of the name: while a graph is traced a norm's output may seem to lie in the other one.
+        return add_time(out, t, self._once(size, partial(self._time_map, size, layout)))
 
     def _time_map(self, size: tuple[int, int], layout: torch.memory_format) -> Tensor:
         K = time_map(self.time_weight, size, self.stride, self.padding)

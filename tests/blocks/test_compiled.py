@@ -19,6 +19,7 @@ from resode.blocks import GRADIENTS, Branch, ODEBlock, collect_penalties, compil
 from resode.errors import InvalidInput
 from resode.layers.context import interval_time
 from resode.layers.dropout import DROPOUTS
+from resode.layers.norm import NORMS
 from resode.stack import Dropout, Stack
 
 # Dynamo looks at the .grad of every input it is given, and hides the warning of torch's that this may bring.
@@ -121,6 +122,16 @@ def test_single_precision_agrees_to_its_rounding(gradient):
     for seed in (1, 2):
         x = state(seed, torch.float32)
         assert_same(solve(fast, x, seed), solve(eager, x, seed), 1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_images_that_lie_channels_last_are_solved_alike(norm):
+    """A trace may take a norm's output to lie in the other order of memory."""
+    stack = Stack(activation="tanh", norm=norm)
+    eager, fast = (block_of(compile, "midpoint", stack=stack, dtype=torch.float32, steps=3) for compile in (False, True))
+    for seed in (1, 2):
+        x = state(seed, torch.float32, batch=17).detach().contiguous(memory_format=torch.channels_last)
+        assert_same(solve(fast, x.requires_grad_(), seed), solve(eager, x, seed), 1e-5)
 
 
 OTHERS = {
