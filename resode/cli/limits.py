@@ -8,6 +8,7 @@ import torch
 
 from resode import nets, plots
 from resode.blocks.ode import ode_blocks
+from resode.blocks.settings import check_count
 from resode.cli.common import Folder, of_split
 from resode.data.dataset import Batches
 from resode.errors import InvalidInput
@@ -58,6 +59,8 @@ class Limits:
                 "convergence in the number of steps needs a net with ODE blocks, and this one has none: ask for its "
                 "certificate, which lifts it"
             )
+        check_count(self.samples, "samples")
+        check_count(self.few, "few")
         with Run.open(self.run_folder, write=True) as run:
             if "convergence" in self.analyses and ode_blocks(trained.model):
                 self._convergence(trained, run)
@@ -98,7 +101,8 @@ def _of_convergence(table: ConvergenceTable) -> Iterator[str]:
     for e in table.evaluations:
         order = "" if e.order is None else f", order {e.order:.2f}"
         yield f"{e.solver:9s} {e.steps:4d} steps: accuracy {e.accuracy:.2%}, logits off by {e.logit_error:.2e}{order}"
-    yield f"reference, rk4 with {table.reference_steps} steps: accuracy {table.reference_accuracy:.2%}"
+    reference = f"{table.reference_solver} with {table.reference_steps} steps"
+    yield f"reference, {reference}: accuracy {table.reference_accuracy:.2%}"
 
 
 def _of_certificate(found: Certificate) -> Iterator[str]:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from resode import plots
 from resode.blocks.multistep import MULTISTEP
 from resode.blocks.ode import ode_blocks, solver_settings
+from resode.blocks.settings import check_count
 from resode.dynamics import ResidualDynamics, dynamics
 from resode.dynamics.parts import Reader
 from resode.errors import InvalidInput
@@ -111,6 +112,8 @@ def certificate(
         InvalidInput: for a network without residual steps, that cannot be read, or whose outputs are no numbers; a
             number below 1; or data that do not do.
     """
+    for name, value in (("samples", samples), ("few", few), ("directions", directions)):
+        check_count(value, name)
     batches = take(data, max(samples, few), dtype)
     net = net if dtype is None else copy.deepcopy(net).to(dtype)
     looked_at = take(batches, few)

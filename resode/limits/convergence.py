@@ -20,9 +20,13 @@ from resode.blocks.projected import ProjectedODE
 from resode.blocks.settings import check_solver
 from resode.blocks.tableaux import TABLEAUX
 from resode.errors import InvalidInput, choose
+from resode.limits.comparison import ratio, right
 from resode.nets.net import evaluating
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
+FINER = {"rk4": 2, "euler": 8}
+"""How many times the largest number of steps the reference makes: evaluations of f as many with one as with the other.
+With twice the steps, an error of Euler's method would be seen half as large as it is, and its order as 1.6."""
 
 Plan = tuple[str, int]
 """A solver and its number of steps."""
@@ -32,10 +36,11 @@ Plan = tuple[str, int]
 class Evaluation:
     """One net evaluated with ``solver`` and ``steps`` steps in each ODE block.
 
-    ``logit_error`` is ‖z − z*‖₂/‖z*‖₂ over all samples, with z* the logits of the reference solve; ``order`` is the
-    slope of its logarithm from the evaluation of half as many steps (None where there is none). ``stage_errors`` and
-    ``stage_orders`` are the same of the state after each ODE block, in the order of evaluation: one a stage in our ODE
-    nets, and with what the stages before it have added. ``nfe`` counts the evaluations of f in one forward pass.
+    ``logit_error`` is ‖z − z*‖₂/‖z*‖₂ over all samples, with z* the logits of the reference solve, and infinite where a
+    solve gives no numbers (which no accuracy counts as right); ``order`` is the slope of its logarithm from the
+    evaluation of half as many steps (None where there is none). ``stage_errors`` and ``stage_orders`` are the same of
+    the state after each ODE block, in the order of evaluation: one a stage in our ODE nets, and with what the stages
+    before it have added. ``nfe`` counts the evaluations of f in one forward pass.
     """
 
     solver: str
@@ -51,7 +56,16 @@ class Evaluation:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Evaluation":
         """The evaluation of which ``dataclasses.asdict`` (and JSON) made ``values``."""
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        found = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        for name in ("loss", "logit_error"):
+            found[name] = _number(found[name])
+        found["stage_errors"] = tuple(map(_number, found.get("stage_errors", ())))
+        return cls(**found)
+
+
+def _number(value: float | None) -> float:
+    """``value``; JSON has null for what is no number."""
+    return math.nan if value is None else value
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ class ConvergenceTable:
         return cls(
             **{
                 **values,
+                "reference_loss": _number(values["reference_loss"]),
                 "trained": tuple((solver, steps) for solver, steps in values["trained"]),
                 "evaluations": tuple(Evaluation.from_dict(e) for e in values["evaluations"]),
                 "stages": tuple(values.get("stages", ())),
@@ -106,7 +121,7 @@ def convergence(
         data: pairs (x, labels), gone through once.
         steps: numbers of steps.
         solvers: fixed-step solvers; if None, the one of the net's first block (rk4 if that is adaptive).
-        reference_steps: steps of the reference; twice the largest of ``steps`` if None.
+        reference_steps: steps of the reference; twice the largest of ``steps`` if None (of Euler's method, 8 times).
 
     Raises:
         InvalidInput: for a net without ODE blocks, a solver without fixed steps, no steps, steps below 1 or whose grid
@@ -123,7 +138,7 @@ def convergence(
     if not steps:
         raise InvalidInput("convergence needs numbers of steps to evaluate the net with, and there is none")
     best = "euler" if any(isinstance(block, ProjectedODE) for block in blocks.values()) else "rk4"
-    finest = (best, 2 * max(steps) if reference_steps is None else reference_steps)
+    finest = (best, FINER[best] * max(steps) if reference_steps is None else reference_steps)
     plans = [(solver, n) for solver in solvers for n in sorted(steps)]
     for plan in (*plans, finest):
         _check(net, plan)
@@ -204,7 +219,7 @@ class _Tally:
         """Add a batch, after its evaluation: states and logits ``found``, and those of the reference."""
         logits = found[-1]
         self.count += len(labels)
-        self.right += int((logits.argmax(1) == labels).sum())
+        self.right += int(right(logits, labels).sum())
         self.losses += float(F.cross_entropy(logits, labels, reduction="sum"))
         self.nfe = sum(block.stats.nfe_forward for block in ode_blocks(net).values())
         nothing = [0.0] * len(truth)
@@ -222,7 +237,7 @@ class _Tally:
     @property
     def errors(self) -> tuple[float, ...]:
         """The relative error of each state, and of the logits last."""
-        return tuple(math.sqrt(off / size) for off, size in zip(self.off, self.size, strict=True))
+        return tuple(math.sqrt(ratio(off, size)) for off, size in zip(self.off, self.size, strict=True))
 
 
 def _square(x: Tensor) -> float:
@@ -248,5 +263,7 @@ def _evaluation(plan: Plan, tally: _Tally, errors: Mapping[Plan, tuple[float, ..
 
 
 def _order(coarse: float | None, fine: float) -> float | None:
-    """log2 of the error at half the steps over the error."""
-    return math.log2(coarse / fine) if coarse and fine else None
+    """log2 of the error at half the steps over the error; None where one of them is 0, infinite, or not there."""
+    if not (coarse and fine and math.isfinite(coarse) and math.isfinite(fine)):
+        return None
+    return math.log2(coarse) - math.log2(fine)

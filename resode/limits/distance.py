@@ -23,6 +23,7 @@ from resode.blocks.ode import ODEBlock
 from resode.blocks.projected import ProjectedODE
 from resode.blocks.tableaux import TABLEAUX
 from resode.dynamics import Increment
+from resode.limits.comparison import ratio
 from resode.limits.flow import Flow, flow_of, grid_of, steps_of
 from resode.limits.record import Record
 from resode.limits.samples import Data, take
@@ -43,7 +44,7 @@ class BlockDistance(Record):
         name: the block's in the net.
         times: the points of its grid.
         states: root mean square over the samples of ‖h(t_l)‖.
-        relative: root mean square of ‖h_l − h(t_l)‖, over that of ‖h(t_l)‖.
+        relative: root mean square of ‖h_l − h(t_l)‖, over that of ‖h(t_l)‖; infinite where a state is no number.
         largest: the largest ‖h_l − h(t_l)‖ of any sample.
         bound: the bound on it; None where the steps are not those of a one-step method on a fixed grid.
         lipschitz: Λ, the largest singular value of ∂f/∂h met along the flow.
@@ -77,7 +78,8 @@ def distance(net: nn.Module | Flow, data: Data, *, samples: int = 64) -> Distanc
     """The states of each block along its grid against its flow, from what the net gives it.
 
     The flow is that of the reference solve of ``limits.swap``. Each block begins where the net, as it is used, begins
-    it: errors of earlier blocks are not carried on.
+    it: errors of earlier blocks are not carried on. A reversible or multistep solver begins anew at each point of the
+    grid, so that its states there are those of single steps (see :meth:`ODEBlock.trajectory`).
 
     Args:
         net: with ODE blocks; a residual net is lifted, and its states between its blocks are looked at.
@@ -125,7 +127,7 @@ def _of_block(
         name=name,
         times=times,
         states=tuple(mean.tolist()),
-        relative=tuple((off.square().mean(1).sqrt() / mean).tolist()),
+        relative=tuple(map(ratio, off.square().mean(1).sqrt().tolist(), mean.tolist())),
         largest=tuple(off.amax(1).tolist()),
         bound=bound,
         lipschitz=lipschitz,

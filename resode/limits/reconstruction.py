@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from resode.blocks.ode import ODEBlock
+from resode.limits.comparison import relative
 from resode.limits.flow import Flow, flow_of, order_of
 from resode.limits.record import Record
 from resode.limits.samples import Data, take
-from resode.limits.swap import relative
 
 FACTORS = (1.0, 2.0, 4.0)
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from resode.blocks.tableaux import TABLEAUX
 from resode.errors import InvalidInput
+from resode.limits.comparison import ratio, relative, right
 from resode.limits.flow import Flow, flow_of
 from resode.limits.record import Record
 from resode.limits.samples import Batches, Data, take
@@ -186,7 +187,7 @@ def _solved(
     used: Tensor,
 ) -> Solved:
     n = len(labels)
-    here, there = (_right(z, labels) for z in (logits, used))
+    here, there = (right(z, labels) for z in (logits, used))
     lost, gained = int((there & ~here).sum()), int((here & ~there).sum())
     return Solved(
         solver=solver,
@@ -201,17 +202,6 @@ def _solved(
         lost=(lost - gained) / n,
         lost_margin=1.959963984540054 * math.sqrt(lost + gained - (lost - gained) ** 2 / n) / n,
     )
-
-
-def _right(logits: Tensor, labels: Tensor) -> Tensor:
-    # The largest of numbers that are none would be some class.
-    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    """‖found − expected‖/‖expected‖ over all that they hold; infinite where ``found`` is no number."""
-    off = float((found.double() - expected.double()).norm())
-    return off / float(expected.double().norm()) if math.isfinite(off) else math.inf
 
 
 def _critical(solved: dict[tuple[str, float], Solved], reference: tuple[str, float]) -> float | None:
@@ -237,5 +227,4 @@ def _sensitivity(flow: Flow, batches: Batches, used: Tensor) -> float:
             nudged.append(flow.net(x + nudge))
             sizes += float(nudge.double().square().sum())
             norms += float(x.double().square().sum())
-    off = float((torch.cat(nudged).double() - used).norm() / used.norm())
-    return off / math.sqrt(sizes / norms)
+    return ratio(relative(torch.cat(nudged), used), math.sqrt(ratio(sizes, norms)))

@@ -351,12 +351,29 @@ def test_data_are_gone_through_once_and_no_further_than_needed():
 
 def test_what_makes_no_sense_is_refused():
     net = image_net(net="resnet", depth=14)
-    with pytest.raises(InvalidInput, match="samples is 0"):
-        certificate(net, image_data(), samples=0, few=0)
+    for name in ("samples", "few", "directions"):
+        with pytest.raises(InvalidInput, match=f"{name} is 0"):
+            certificate(net, iter([pytest.fail]), **{name: 0})
     with pytest.raises(InvalidInput, match="no data"):
         certificate(net, [])
     with pytest.raises(InvalidInput, match="no step of the network is residual"):
         certificate(image_net(net="plain", depth=8), image_data())
+
+
+@pytest.mark.parametrize("what", ["logits", "inputs"])
+def test_zeros_are_no_distance_from_zeros(what):
+    net, batches = net_of("rk4", 4), data()
+    for p in net[1].parameters():
+        if what == "logits" or p.ndim == 1:
+            nn.init.zeros_(p)
+    if what == "inputs":
+        batches = [(0.0 * x, labels) for x, labels in batches]
+    found = certificate(net, batches)
+    assert {e.change for e in found.swap.evaluations} == {found.swap.sensitivity} == {0.0}
+    assert found.verdict.near_ode is True
+    if what == "inputs":
+        assert set(found.distance.blocks[0].relative) == {0.0}
+        assert found.reconstruction.blocks[0].errors == (0.0, 0.0, 0.0)
 
 
 def test_a_linear_flow_of_no_motion_is_the_identity_in_every_part():

@@ -11,6 +11,7 @@ from torch import nn
 from resode import InvalidInput, NetConfig, ODEBlock, ResidualBlock, Stack, build, solver_settings
 from resode.blocks import TABLEAUX, Branch, ProjectedODE
 from resode.limits import ConvergenceTable, convergence
+from resode.runs.values import dump, jsonable
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "bosh3": 3, "rk4": 4}
 
@@ -249,6 +250,52 @@ def test_projected_dynamics_are_compared_with_themselves_on_a_finer_grid():
     assert table.evaluations[1].stage_orders[0] == pytest.approx(1, abs=0.3)
     with pytest.raises(InvalidInput, match="solver='euler' alone"):
         convergence(net, batches, (16,), ["rk4"])
+
+
+def test_the_reference_of_projected_dynamics_is_fine_enough_to_tell_the_order():
+    net = nn.Sequential(ProjectedODE(Linear(), nn.ReLU(), 4), nn.Linear(4, 3, dtype=torch.float64))
+    table = convergence(net, [(x.abs(), labels) for x, labels in data()], (32, 64, 128))
+    assert table.reference_steps == 8 * 128
+    # The reference's own error is 1/8 of the last one's: log2((2 − 1/8)/(1 − 1/8)).
+    assert table.evaluations[-1].stage_orders[0] == pytest.approx(math.log2(15 / 7), abs=0.05)
+
+
+# Where there is nothing to divide by, or no number
+
+
+class Stiff(nn.Module):
+    """f(t, h) = −1000 h: 32 steps of Euler's method, by −30 each, end beyond the numbers of float32."""
+
+    def forward(self, t, h):
+        return -1e3 * h
+
+
+def test_answers_that_are_no_numbers_are_infinitely_off_and_wrong():
+    net = nn.Sequential(ODEBlock(Stiff(), "euler", 4), nn.Linear(4, 3))
+    batches = [(torch.ones(5, 4), torch.zeros(5, dtype=torch.int64))]
+    table = convergence(net, batches, (4, 8, 32), reference_steps=1024)
+    few, more, blown = table.evaluations
+    assert math.isfinite(few.logit_error)
+    assert more.order == pytest.approx(math.log2(few.logit_error / more.logit_error))
+    assert (blown.logit_error, blown.accuracy, blown.order) == (math.inf, 0.0, None)
+    assert blown.stage_errors == (math.inf,)
+    again = ConvergenceTable.from_dict(json.loads(dump(jsonable(table.to_dict()))))
+    assert again.evaluations[0].logit_error == few.logit_error
+    assert math.isnan(again.evaluations[2].logit_error), "JSON has no infinity"
+    assert math.isnan(again.evaluations[2].stage_errors[0])
+    # A reference that is no number is no truth, either.
+    table = convergence(net, batches, (8, 32), reference_steps=32)
+    assert (table.reference_accuracy, {each.order for each in table.evaluations}) == (0.0, {None})
+    assert {each.logit_error for each in table.evaluations} == {math.inf}
+
+
+def test_logits_that_are_all_0_have_no_error():
+    net = linear_net()
+    for p in net[1].parameters():
+        nn.init.zeros_(p)
+    table = convergence(net, data(), (1, 2))
+    assert [(each.logit_error, each.order) for each in table.evaluations] == [(0.0, None)] * 2
+    assert all(each.stage_errors[0] > 0.0 for each in table.evaluations)
 
 
 # The net is left alone
