@@ -8,7 +8,7 @@ One net tells how rough it is; exponents take nets of several depths (``limits.r
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -31,7 +31,7 @@ class StretchRegularity(Record):
     """The residual steps of one stage that keep its space, L = ``depth`` of them.
 
     Norms of states are root mean squares over the samples; W_l is the vector of all parameters that branch l depends on
-    (of a solver's step, θ(t_l)).
+    (of those that vary with t, in a solver's step or a block, θ(t_l)).
 
     Args:
         stage: index of the stage.
@@ -146,7 +146,9 @@ def _of_stretch(sums: _Sums, weights: Sequence[Weights] | None, n: int) -> Stret
     if weights is not None:
         norms = tuple(norm(w) for w in weights)
         differences = tuple(difference(b, a) for a, b in pairwise(weights))
-        total, variation = norm_of_sum(weights), _variation(sums.stretch, differences)
+        total = norm_of_sum(weights)
+        # One after the other: all of them at once would take SUBDIVISIONS times the memory of the steps' own.
+        variation = math.fsum(difference(b, a) for a, b in pairwise(_course(sums.stretch, weights)))
     return StretchRegularity(
         stage=sums.stretch.stage,
         depth=sums.stretch.depth,
@@ -171,13 +173,17 @@ def _weights(stretch: Stretch, view: ResidualDynamics, batches: Batches) -> list
     return found if len(shapes) == 1 and shapes != {()} else None
 
 
-def _variation(stretch: Stretch, differences: Sequence[float]) -> float:
-    first = stretch.steps[0].branch
-    if not isinstance(first, Increment):
-        return math.fsum(differences)
-    starts = [step.t + (step.end - step.t) * k / SUBDIVISIONS for step in stretch.steps for k in range(SUBDIVISIONS)]
-    values = [theta(first.field, t) for t in (*starts, stretch.steps[-1].end)]
-    return math.fsum(difference(b, a) for a, b in pairwise(values))
+def _course(stretch: Stretch, weights: Sequence[Weights]) -> Iterator[Weights]:
+    """The weights along the way: those of blocks, and θ(t) within each step of a solver and at the end of a solve."""
+    for step, after, own in zip(stretch.steps, (*stretch.steps[1:], None), weights, strict=True):
+        if not isinstance(step.branch, Increment):
+            yield own
+            continue
+        field = step.branch.field
+        for k in range(SUBDIVISIONS):
+            yield theta(field, step.t + (step.end - step.t) * k / SUBDIVISIONS)
+        if after is None or getattr(after.branch, "field", None) is not field or after.t != step.end:
+            yield theta(field, step.end)
 
 
 def _squares(h: Tensor) -> float:

@@ -4,6 +4,7 @@ Depth is a time only there: between stages the resolution changes, and the state
 after. A stretch is the longest run of residual steps of a stage whose shortcut is the identity.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -34,9 +35,9 @@ class Stretch:
 
     @property
     def duration(self) -> float:
-        """The time that the steps of a solver take; residual blocks take 1 together."""
-        end = self.steps[-1].end
-        return 1.0 if end is None else end - self.steps[0].t
+        """The time that the steps of solvers take; residual blocks take 1 together."""
+        solved = [step.end - step.t for step in self.steps if step.end is not None]
+        return math.fsum(solved) + float(len(solved) < len(self.steps))
 
 
 def stretches(view: ResidualDynamics) -> list[Stretch]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from resode.blocks.varying import Layers
+from resode.blocks.varying import varying_layers
 from resode.dynamics import Increment, ResidualDynamics, Step
 from resode.layers.context import Field, evaluate
 
@@ -15,13 +15,15 @@ Weights = list[Tensor]
 
 
 def weights_of(step: Step, h: Tensor) -> Weights:
-    """The parameters that the branch of ``step`` depends on; of a solver's step, θ(t) at its start.
+    """The parameters that the branch of ``step`` depends on; of those that vary with t, θ(t) at its time.
 
     Those of a branch whatever it is (a module, a function of some) are found in the graph of one evaluation at the
     state ``h``, in the order of that graph, which is the same for branches that do the same.
     """
     if isinstance(step.branch, Increment):
         return theta(step.branch.field, step.t)
+    if isinstance(step.branch, nn.Module) and varying_layers(step.branch):
+        return theta(step.branch, step.t)
     with torch.enable_grad():
         out = evaluate(step.branch, step.t, h.detach())
     return _leaves(out)
@@ -31,7 +33,7 @@ def theta(field: Field, t: float) -> Weights:
     """The parameters of ``field`` at time ``t``: those that vary with t, and the others."""
     if not isinstance(field, nn.Module):
         return []
-    varying = [layers for layers in field.modules() if isinstance(layers, Layers) and layers.basis is not None]
+    varying = varying_layers(field)
     stacked = {p for layers in varying for p in layers.parameters()}
     found = [p.detach() for p in field.parameters() if p not in stacked]
     for layers in varying:

@@ -158,6 +158,48 @@ def test_a_stretch_keeps_the_space_and_the_stage():
     assert [(s.stage, s.depth, s.duration) for s in stretches(view)] == [(0, 3, 1.0), (1, 3, 1.0), (2, 3, 1.0)]
 
 
+@pytest.mark.parametrize("time", ["constant", "linear", "fourier"])
+def test_the_weights_of_a_shared_branch_that_varies_with_time_are_those_of_each_blocks_time(time):
+    torch.manual_seed(0)
+    shared = Branch(D, Stack(norm="none"), "mlp", time, knots=4).double()
+    with torch.no_grad():
+        for p in shared.parameters():
+            p.copy_(torch.randn(p.shape, dtype=p.dtype))
+    net = nn.Sequential(*(ResidualBlock(shared, scale=0.1, t=i / 4) for i in range(4)))
+    theta = [torch.cat([p.detach().flatten() for p in shared.layers.parameters_at(i / 4).values()]) for i in range(4)]
+    (stretch,) = regularity(dynamics(net), data()).stretches
+    assert stretch.weights == pytest.approx([float(each.norm()) for each in theta])
+    assert stretch.differences == pytest.approx([float((b - a).norm()) for a, b in pairwise(theta)])
+    assert stretch.sum == pytest.approx(float(sum(theta).norm()))
+    assert stretch.roughness > 0.3
+
+
+def test_solves_and_blocks_in_a_row_have_the_variation_of_all_of_them():
+    torch.manual_seed(0)
+
+    def branch(time="linear"):
+        return Branch(D, Stack(norm="none"), "mlp", time, knots=3 if time == "linear" else None).double()
+
+    def knots(branch):
+        theta = torch.cat([p.detach().flatten(1) for p in branch.parameters()], dim=1)
+        return list(theta)
+
+    one, other = branch(), branch()
+    net = nn.Sequential(ODEBlock(one, "rk4", 2), *(ODEBlock(other, "rk4", steps, t1=3.0) for steps in (4, 2)))
+    (stretch,) = regularity(dynamics(net), data()).stretches
+    course = [*knots(one), *knots(other), *knots(other)]
+    assert stretch.depth == 8
+    assert stretch.variation == pytest.approx(sum(float((b - a).norm()) for a, b in pairwise(course)))
+    assert [s.duration for s in stretches(dynamics(net))] == [pytest.approx(7.0)]
+    # Blocks between the solves take a unit of time together; a field of another form than theirs has no difference.
+    net = nn.Sequential(ResidualBlock(branch("none")), ODEBlock(one, "rk4", 2), ResidualBlock(Layer(matrix())))
+    assert [s.duration for s in stretches(dynamics(net))] == [pytest.approx(2.0)]
+    assert regularity(dynamics(net), data()).stretches[0].variation is None
+    bare = nn.Sequential(ResidualBlock(Layer(matrix(1))), ODEBlock(Layer(matrix(2)), "rk4", 2))
+    jump = float((matrix(2) - matrix(1)).norm())
+    assert regularity(dynamics(bare), data()).stretches[0].variation == pytest.approx(jump)
+
+
 def test_branches_of_different_forms_have_no_difference():
     torch.manual_seed(0)
     narrow, wide = (Branch(D, Stack(norm="none"), "mlp", expansion=e).double() for e in (1.0, 2.0))
