@@ -46,7 +46,8 @@ def discretize(net: nn.Module, steps: int | None = None, solver: str | None = No
 
     Raises:
         InvalidInput: for a net without ODE blocks, a solver that is no Runge–Kutta method (or, for projected dynamics,
-            not Euler's), no number of steps where a block chooses its own, and a grid that steps over a breakpoint.
+            not Euler's), a reversible block, no number of steps where a block chooses its own, and a grid that steps
+            over a breakpoint.
     """
     if not ode_blocks(net):
         raise InvalidInput(f"this {type(net).__name__} has no ODE block to discretize")
@@ -60,6 +61,11 @@ def discretize(net: nn.Module, steps: int | None = None, solver: str | None = No
 
 def _plan(block: ODEBlock, steps: int | None, solver: str | None) -> tuple[tuple[float, ...], Tableau]:
     """The grid and method for ``block``."""
+    if block.gradient == "reversible":
+        raise InvalidInput(
+            "an ODE block is reversible: its steps act on two coupled states, and are no residual blocks; discretize "
+            "the net within resode.solver_settings(net, gradient='backprop'), by the method itself"
+        )
     steps = block.grid_steps if steps is None else steps
     if steps is None:
         raise InvalidInput(f"{block.solver} chooses its steps, which differ from batch to batch: pass steps=32, say")

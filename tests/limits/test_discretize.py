@@ -63,6 +63,12 @@ def test_a_net_that_chooses_its_steps_is_discretized_with_given_ones():
         assert off(discretize(net, 3)(x), expected) < 1e-12
 
 
+def test_a_reversible_net_is_discretized_by_its_method_itself():
+    net, x = ode(2, "rk4", gradient="reversible"), images()
+    with torch.no_grad(), solver_settings(net, gradient="backprop"):
+        assert off(discretize(net)(x), net(x)) < 1e-12
+
+
 def test_each_block_has_the_weights_and_statistics_of_its_time():
     net = ode(4, "euler", "linear", knots=3)
     (flow, *_), stage = flows(net), discretize(net).stages[0]
@@ -327,6 +333,7 @@ def test_projected_dynamics_keep_their_projection():
         (lambda: ode(4), {"solver": "explicit_adams"}, "unknown Runge-Kutta method 'explicit_adams'"),
         (lambda: ode(4, "implicit_adams"), {}, "unknown Runge-Kutta method 'implicit_adams'"),
         (lambda: ode(4), {"steps": 0}, "steps is 0"),
+        (lambda: ode(4, "rk4", gradient="reversible"), {}, "block is reversible.*gradient='backprop'"),
         (lambda: ode(4, time="constant"), {"steps": 3}, r"steps over the breakpoint t = 0\.25"),
     ],
 )
