@@ -56,7 +56,8 @@ def lift(net: nn.Module, basis: str = "constant") -> nn.Module:
     * Dropout draws a mask for each of the L intervals, as the blocks do. Where it differs from block to block (a linear
       schedule) the field has the mean of its probabilities.
     * What follows the addition, as in h ← ReLU(h + f), becomes a projection after each step (``ProjectedODE``): no
-      field has such steps, so Euler's method alone makes them.
+      field has such steps, so Euler's method alone makes them. One that is no projection (tanh, GELU), to which once
+      more makes a difference, has no limit as the steps get small, and finer solves approach no flow.
 
     Raises:
         InvalidInput: for a net without residual blocks that keep the shape, or with some outside of any

@@ -23,14 +23,14 @@ from torch.optim import Optimizer
 
 from resode.blocks.alike import difference
 from resode.blocks.compiled import Compiler
-from resode.blocks.ode import ODEBlock, ode_blocks
+from resode.blocks.ode import ODEBlock
 from resode.blocks.residual import ResidualBlock
 from resode.blocks.varying import Layers, varying_layers
 from resode.errors import InvalidInput
 from resode.layers.factors import refuse_factorized
 from resode.layers.norm import BatchNorm
 from resode.nets.resample import Coarser, Finer, mean
-from resode.nets.sequences import block_sequences, fill, runs
+from resode.nets.sequences import block_sequences, fill, outside_branches, runs
 from resode.nets.transfer import Carry, Memory, Transfer
 
 
@@ -41,7 +41,9 @@ def refine(net: nn.Module, factor: int = 2) -> nn.Module:
     between (a branch that all blocks of a run share stays shared). ODE blocks make ``factor`` times the steps: pieces
     of θ(t) are cut, and knots of it, and of running statistics, inserted, so that both are the same functions of t; a
     Fourier basis stays as it is. Mask intervals are cut where there are several (one is once a solve, at any depth).
-    Transitions stay.
+    Transitions stay, and so does what stands within a branch. What follows the addition in a block follows it in each
+    of its copies: it should be a projection, such as the ReLU of post-activation blocks, to which once more makes no
+    difference. With another (tanh, GELU) the finer net is another one, however small its steps.
 
     Raises:
         InvalidInput: for a factor below 2; for a net with nothing to refine; for an ODE block that chooses its steps;
@@ -78,7 +80,7 @@ def refine_(net: nn.Module, factor: int = 2, optimizer: Optimizer | None = None)
     Raises:
         InvalidInput: as :func:`refine`, and for another optimizer.
     """
-    _change(net, Finer(_checked(factor)), optimizer)
+    _change(net, Finer(check_factor(factor)), optimizer)
 
 
 def coarsen_(net: nn.Module, factor: int = 2, optimizer: Optimizer | None = None) -> None:
@@ -87,10 +89,15 @@ def coarsen_(net: nn.Module, factor: int = 2, optimizer: Optimizer | None = None
     Raises:
         InvalidInput: as :func:`coarsen`, and for another optimizer.
     """
-    _change(net, Coarser(_checked(factor)), optimizer)
+    _change(net, Coarser(check_factor(factor)), optimizer)
 
 
-def _checked(factor: int) -> int:
+def check_factor(factor: int) -> int:
+    """Return ``factor`` if depths can be changed by it.
+
+    Raises:
+        InvalidInput: when it is no whole number of at least 2.
+    """
     if not isinstance(factor, int) or isinstance(factor, bool) or factor < 2:
         raise InvalidInput(f"factor is {factor!r}: a whole number of at least 2 is expected")
     return factor
@@ -125,7 +132,7 @@ class _Plan:
 
 def _change(net: nn.Module, change: Finer | Coarser, optimizer: Optimizer | None) -> None:
     refuse_factorized(net, "refining or coarsening it")
-    flows = list(ode_blocks(net).values())
+    flows = [module for _, module in outside_branches(net) if isinstance(module, ODEBlock)]
     sequences = block_sequences(net)
     if not flows and not sequences:
         raise InvalidInput(

@@ -1,10 +1,14 @@
-"""The modules of a net where their order is known: in an ``nn.Sequential``, whose forward pass is that order."""
+"""The modules of a net where their order is known: in an ``nn.Sequential``, whose forward pass is that order.
 
-from collections.abc import Iterable, Mapping, Sequence
+What stands within a branch belongs to the field, whose own depth is no depth of the net.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from torch import nn
 
+from resode.blocks.ode import ODEBlock
 from resode.blocks.residual import ResidualBlock
 from resode.errors import InvalidInput
 
@@ -20,15 +24,23 @@ def keeps_shape(module: nn.Module) -> bool:
     return is_block and isinstance(module.shortcut, nn.Identity)
 
 
+def outside_branches(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of ``net`` with their names, each once, but for those within the branch of a block."""
+    branches = {module.branch for module in net.modules() if isinstance(module, ResidualBlock | ODEBlock)}
+    within = {part for branch in branches for part in branch.modules()}
+    return ((name, module) for name, module in net.named_modules() if module not in within)
+
+
 def block_sequences(net: nn.Module) -> list[nn.Sequential]:
-    """The sequences in ``net`` that hold residual blocks that keep the shape.
+    """The sequences in ``net`` that hold residual blocks that keep the shape, but for those within a branch.
 
     Raises:
         InvalidInput: for such a block that stands elsewhere: what comes before and after it, only a forward pass knows.
     """
-    found = [module for module in net.modules() if is_sequence(module) and any(map(keeps_shape, module))]
+    modules = list(outside_branches(net))
+    found = [module for _, module in modules if is_sequence(module) and any(map(keeps_shape, module))]
     placed = {block for sequence in found for block in sequence}
-    for name, module in net.named_modules():
+    for name, module in modules:
         if keeps_shape(module) and module not in placed:
             raise InvalidInput(
                 f"the residual block {name or 'given'} stands in no nn.Sequential, so the order of the blocks is not "

@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from resode.errors import InvalidInput
-from resode.nets.refine import refine_
+from resode.nets.refine import check_factor, refine_
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Refine:
         factor: how many times more steps each refinement gives (see :func:`resode.limits.refine`).
 
     Raises:
-        InvalidInput: for numbers that are not whole, below 1, or do not increase.
+        InvalidInput: for numbers that are not whole, below 1, or do not increase, or a factor below 2.
     """
 
     after: tuple[int, ...]
@@ -27,6 +27,7 @@ class Refine:
 
     def __post_init__(self) -> None:
         check_epochs(self.after)
+        check_factor(self.factor)
 
     def __call__(self, model: nn.Module, optimizer: Optimizer, epoch: int) -> bool:
         """Refine ``model`` and ``optimizer`` if it is time, before ``epoch`` (from 0); whether it was."""

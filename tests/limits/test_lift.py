@@ -282,6 +282,28 @@ def test_branches_of_the_users_are_lifted_at_the_times_of_their_blocks(times, ti
     assert held == ([4, 4] if tied or basis == "constant" else [5, 5])
 
 
+class Deep(nn.Module):
+    """A branch that is a residual net itself."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.inner = run_of([Wave(seed=seed), Wave(seed=seed + 1)], scale=0.5)
+
+    def forward(self, t, h):
+        return self.inner(h) - h
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_residual_blocks_within_a_branch_are_none_of_the_nets_depth(tied):
+    net, x = run_of([Deep()] * 3 if tied else [Deep(s) for s in range(3)], scale=0.5), points()
+    lifted = lift(net)
+    assert len(flows(lifted)) == 1
+    assert len(blocks(lifted)) == 2
+    assert off(lifted(x), net(x)) < 1e-12
+    with pytest.raises(InvalidInput, match="it is continuous already"):
+        lift(lifted)
+
+
 def test_one_block_in_every_place_is_one_field():
     block = ResidualBlock(Wave(), scale=0.2, t=0.5)
     net, x = nn.Sequential(*[block] * 5), points()

@@ -247,6 +247,28 @@ def test_a_lifted_net_is_coarsened_again():
     assert all(same(a, b) for a, b in zip(structure(net), structure(again), strict=True))
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_stands_within_a_branch_stays(shared):
+    class Deep(nn.Module):
+        """A branch that has steps of its own, of both kinds."""
+
+        def __init__(self, seed):
+            super().__init__()
+            self.inner = nn.Sequential(run_of([Wave(seed=seed)] * 2, scale=0.5), ODEBlock(Wave(seed=seed), "euler", 3))
+
+        def forward(self, t, h):
+            return self.inner(h) - h
+
+    one = Deep(0)
+    net, h = run_of([one, one] if shared else [one, Deep(1)], scale=0.5), points()
+    fine = refine(net)
+    assert len(fine) == 4
+    assert [(len(block.branch.inner[0]), block.branch.inner[1].steps) for block in fine] == [(2, 3)] * 4
+    with torch.no_grad():
+        assert off(fine(h), naive(net, h, 2)) < 1e-12
+        assert off(coarsen(fine)(h), net(h)) < 1e-12
+
+
 # What the optimizer remembers
 
 

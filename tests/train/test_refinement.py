@@ -205,6 +205,11 @@ def test_epochs_that_make_no_sense_are_refused(settings, says):
             Refine(settings["refine"])
 
 
+def test_a_factor_that_makes_no_net_finer_is_refused_before_anything_is_trained():
+    with pytest.raises(InvalidInput, match="factor is 1: a whole number of at least 2"):
+        Refine((1,), factor=1)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
