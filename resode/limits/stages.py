@@ -14,7 +14,7 @@ from torch import Tensor
 from resode.blocks.branch import Branch
 from resode.blocks.residual import ResidualBlock
 from resode.blocks.settings import check_count
-from resode.errors import InvalidInput, choose
+from resode.errors import InvalidInput, choose, positive
 from resode.limits.draws import LENGTH_SCALE, WEIGHTS, DepthDraws, smooth_terms
 from resode.stack import Stack
 
@@ -62,6 +62,7 @@ class Stage:
         smooth_terms(self.length_scale)
         for name in ("channels", "side", "batch"):
             check_count(getattr(self, name), name)
+        positive(self.expansion, "expansion")
         if self.norm == "batch" and self.batch * (1 if self.kind == "mlp" else self.side**2) < 2:
             raise InvalidInput("batch norm averages over a batch, and batch is 1: raise it, or use another norm")
         self.branch()  # a combination that makes no sense is refused here

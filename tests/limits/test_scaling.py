@@ -289,6 +289,7 @@ def test_what_json_has_no_number_for_was_infinite():
         ({"activation": "relux"}, "unknown activation"),
         ({"channels": 0}, "channels is 0"),
         ({"batch": 1.5}, "batch is 1.5"),
+        ({"expansion": -1.0}, "expansion is -1.0"),
         ({"length_scale": 0.001}, "length_scale is 0.001"),
         ({"norm": "batch", "batch": 1}, "batch norm averages over a batch"),
     ],
