@@ -65,7 +65,7 @@ class Config:
     )
     written: tuple[Problem, ...] = (
         Problem(solver="rk4", steps=8, channels=64, side=16),
-        Problem(solver="rk4", steps=8, channels=64, side=16, precision="bf16"),
+        Problem(solver="rk4", steps=8, channels=64, side=16, precision="bf16", compiled=True),
         Problem(solver="euler", steps=16, channels=16, side=32),
         Problem(solver="dopri5", tolerance=1e-3, channels=64, side=16, compiled=True),
         Problem(solver="dopri5", tolerance=1e-3, channels=16, side=32, compiled=True),

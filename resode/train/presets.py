@@ -58,7 +58,8 @@ def fast() -> Setup:
     channels-last, for GPUs and for CPUs with AMX (``--precision float32`` elsewhere), and ``--compile`` makes it faster
     still. airbench's own net, its whitened first layer and its scaled biases are not here.
 
-    Expect: not measured yet (chance is an error of 90 %); airbench's own net has 94 % on the original files.
+    Expect: a test error of 10.8 % on CIFAR-10 (JPEG: the files encoded anew) with 1.07 million parameters, one seed;
+    airbench's own net has 6 % on the original files.
     Time: 0.8 million images.
     """
     return Setup(

@@ -127,8 +127,8 @@ def test_single_precision_agrees_to_its_rounding(gradient):
 @pytest.mark.parametrize("norm", NORMS)
 def test_images_that_lie_channels_last_are_solved_alike(norm):
     """A trace may take a norm's output to lie in the other order of memory."""
-    stack = Stack(activation="tanh", norm=norm)
-    eager, fast = (block_of(compile, "midpoint", stack=stack, dtype=torch.float32, steps=3) for compile in (False, True))
+    settings = {"stack": Stack(activation="tanh", norm=norm), "dtype": torch.float32, "steps": 3}
+    eager, fast = (block_of(compile, "midpoint", **settings) for compile in (False, True))
     for seed in (1, 2):
         x = state(seed, torch.float32, batch=17).detach().contiguous(memory_format=torch.channels_last)
         assert_same(solve(fast, x.requires_grad_(), seed), solve(eager, x, seed), 1e-5)
