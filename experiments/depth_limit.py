@@ -102,6 +102,7 @@ class Config:
         epochs: of each training.
         batch_size: of each training.
         lr: learning rate of each training.
+        warmup: epochs over which it rises.
         weight_decay: of each training.
         clip: largest norm of the gradient.
         flip: mirror training images at random.
@@ -124,6 +125,7 @@ class Config:
     epochs: int = 10
     batch_size: int = 64
     lr: float = 0.1
+    warmup: float = 1.0
     weight_decay: float = 0.0
     clip: float | None = 1.0
     flip: bool = False
@@ -163,7 +165,7 @@ class Config:
                 lr=self.lr,
                 weight_decay=self.weight_decay,
                 clip=self.clip,
-                warmup=1.0,
+                warmup=self.warmup,
                 seed=seed,
             ),
         )
@@ -180,7 +182,7 @@ _POINTS = Config(
 
 CONFIGS = {
     "smoke": replace(_POINTS, trained=(("euler", 2), ("rk4", 1)), epochs=1, batch_size=512, seeds=(0, 1), samples=64),
-    "cpu": Config(data="mnist", image_size=14, epochs=2, samples=512, few=16),
+    "cpu": Config(data="mnist", image_size=14, epochs=1, warmup=0.2, samples=512, few=16),
     "digits": Config(),
     "points": _POINTS,
     # ResNet-20, -38 and -110 have 3, 6 and 18 blocks a stage: so many steps of Euler's, and untied blocks beside them.
