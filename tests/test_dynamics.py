@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -421,6 +422,7 @@ def test_a_grid_reads_every_block_at_its_resolution():
     ("grid", "says"),
     [
         (0, "grid is 0 steps: at least 1"),
+        (2.0, r"grid is 2\.0: a whole number of steps, or the points"),
         ((0.0, 0.5), r"must rise from 0 to 1"),
         ((0.0, 0.7, 0.5, 1.0), r"must rise from 0 to 1"),
         ((0.5,), r"must rise from 0 to 1"),
@@ -429,6 +431,13 @@ def test_a_grid_reads_every_block_at_its_resolution():
 def test_a_grid_that_does_not_span_the_block_is_refused(grid, says):
     with pytest.raises(InvalidInput, match=says):
         dynamics(net_of("odenet"), grid=grid)
+
+
+def test_a_number_of_steps_may_be_numpys():
+    net = net_of("odenet")
+    assert [step.t for step in dynamics(net, grid=np.int64(3)).steps] == [
+        step.t for step in dynamics(net, grid=3).steps
+    ]
 
 
 def test_a_grid_needs_an_ode_block_and_its_breakpoints():
@@ -481,6 +490,39 @@ def test_a_function_that_reads_a_model_wrong_is_caught_without_an_example():
 
     with pytest.raises(InvalidInput, match="the steps read from Tower differ from it by"):
         dynamics(Tower(), read=wrong)
+
+
+def test_a_function_that_gives_no_parts_is_refused():
+    with pytest.raises(InvalidInput, match=r"read gives a tuple for this Tower: resode\.Parts\(stem, steps, head\)"):
+        dynamics(Tower(), read=lambda model: (lambda x: x, read_tower(model).steps, model.out))
+
+
+def test_what_is_no_module_is_refused():
+    view = dynamics(net_of("basic"))
+    with pytest.raises(InvalidInput, match=r"the model is a ResidualDynamics: an nn\.Module is expected"):
+        dynamics(view)
+
+
+@pytest.mark.parametrize("given", [torch.rand(0, 2, 8, 8), [1.0]])
+def test_an_example_without_inputs_is_refused(given):
+    with pytest.raises(InvalidInput, match=r"the example is a (tensor of shape \(0, 2, 8, 8\)|list): a batch of at"):
+        dynamics(net_of("basic"), given)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_do_not_pass_for_equal(bad):
+    """Next to an infinite logit, any difference of the others would be small."""
+    model = Tower()
+    with torch.no_grad():
+        model.out.bias[0] = bad
+
+    def wrong(model):
+        parts = read_tower(model)
+        return Parts(parts.stem, parts.steps[:-1], parts.head, parts.shape)
+
+    for read in (read_tower, wrong):
+        with pytest.raises(InvalidInput, match="Tower gives numbers that are not finite, by which its steps cannot"):
+            dynamics(model, read=read)
 
 
 def test_reading_leaves_the_random_state_alone():

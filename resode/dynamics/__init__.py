@@ -52,7 +52,8 @@ def dynamics(
 
     Raises:
         InvalidInput: for a model that cannot be read (with the modules in question), an ODE block without a grid, a
-            ``grid`` without any ODE block, or a view that differs from its model.
+            ``grid`` without any ODE block, an ``example`` that is no batch, a view that differs from its model, or a
+            model whose outputs are not finite, so that this cannot be told.
     """
     return read_on(model, example, grid, read)[0]
 
@@ -61,12 +62,21 @@ def read_on(
     model: nn.Module, example: Tensor | None = None, grid: Grid | None = None, read: Reader | None = None
 ) -> tuple[ResidualDynamics, Tensor | None]:
     """:func:`dynamics`, and the input on which it was compared with the model (None where no input is known)."""
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"the model is a {type(model).__name__}: an nn.Module is expected")
+    if example is not None and not (isinstance(example, Tensor) and example.numel()):
+        found = (
+            f"a tensor of shape {tuple(example.shape)}"
+            if isinstance(example, Tensor)
+            else f"a {type(example).__name__}"
+        )
+        raise InvalidInput(f"the example is {found}: a batch of at least one input is expected")
     blocks = list(ode_blocks(model).values())
     if grid is not None and not blocks:
         raise InvalidInput(f"grid is {grid}, and this {type(model).__name__} has no ODE block: leave it out")
     with evaluating(model):
         accepted = _accepted(model, blocks, example) if grid is None else {}
-        parts = read(model) if read is not None else _parts(model, grid, accepted)
+        parts = _parts(model, grid, accepted) if read is None else _read_by_hand(model, read)
         view = ResidualDynamics(parts.stem, parts.steps, parts.head, model)
         x = example if example is not None else _random_input(model, parts.shape)
         if x is None:
@@ -75,6 +85,16 @@ def read_on(
         if grid is None:  # on another grid the view is another net
             _require_equal(view.head(last), model(x), type(model).__name__)
         return view, x
+
+
+def _read_by_hand(model: nn.Module, read: Reader) -> Parts:
+    parts = read(model)
+    if not isinstance(parts, Parts):
+        raise InvalidInput(
+            f"read gives a {type(parts).__name__} for this {type(model).__name__}: resode.Parts(stem, steps, head) is "
+            "expected"
+        )
+    return parts
 
 
 def _parts(model: nn.Module, grid: Grid | None, accepted: Accepted) -> Parts:
@@ -119,6 +139,11 @@ def _require_equal(seen: Tensor, expected: Tensor, name: str) -> None:
     if seen.shape != expected.shape:
         raise InvalidInput(
             f"the steps read from {name} give {tuple(seen.shape)} on the example, and it gives {tuple(expected.shape)}"
+        )
+    if not expected.isfinite().all():
+        raise InvalidInput(
+            f"{name} gives numbers that are not finite, by which its steps cannot be compared with it: pass an example "
+            "on which they are finite, or mend its weights"
         )
     # A view that is right differs by rounding; half precision rounds at 1/256.
     close = 1e-4 if seen.dtype in (torch.float32, torch.float64) else 3e-2

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -65,10 +66,12 @@ def read_ode(
 
 
 def _points(block: ODEBlock, label: str, grid: Grid | None, accepted: Sequence[float] | None) -> tuple[float, ...]:
-    if isinstance(grid, int):
+    if isinstance(grid, Integral):
         if grid < 1:
             raise InvalidInput(f"grid is {grid} steps: at least 1 is needed")
-        return uniform_grid(block.t0, block.t1, grid)
+        return uniform_grid(block.t0, block.t1, int(grid))
+    if isinstance(grid, Real):
+        raise InvalidInput(f"grid is {grid!r}: a whole number of steps, or the points of a grid, is expected")
     if grid is not None:
         return tuple(float(t) for t in grid)
     if block.grid_steps is not None:
