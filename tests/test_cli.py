@@ -335,6 +335,21 @@ def test_a_spectrum_writes_what_adds_up_to_the_gradient(trained, capsys):
     assert len(found["exact"]["counts"]) == 3 * 2 * 4 + 2 + 1
 
 
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        (["--paths", "1"], "samples is 1: at least 2"),
+        (["--paths", "-3"], "samples is -3: at least 2"),
+        (["--share", "0"], "share is 0.0"),
+        (["--limit", "0"], "limit is 0"),
+    ],
+)
+def test_a_setting_of_a_spectrum_is_refused_before_anything_is_computed(setting, says, trained, capsys, monkeypatch):
+    monkeypatch.setattr("resode.paths.spectrum.gradient", lambda *arguments: pytest.fail("it was computed"))
+    assert call("spectrum", str(trained), *setting, "--out", "found") != 0
+    assert says in capsys.readouterr().err
+
+
 @pytest.fixture
 def images(tmp_path):
     """A folder of images of three classes, and weights of a small network for them."""

@@ -10,6 +10,7 @@ from resode import plots
 from resode.cli.common import Flat
 from resode.cli.subject import Subject
 from resode.paths import lengths, spectrum
+from resode.paths.singles import check_samples
 from resode.report import png
 
 SAMPLES = 64
@@ -42,8 +43,12 @@ class Spectrum:
     seed: int = 0
 
     def run(self) -> None:
-        count = self.subject.limit or SAMPLES
-        with replace(self.subject, limit=count, batch_size=count).open(exact=True) as look:
+        # What follows the exact spectrum, which takes longest, is refused before it.
+        lengths.check_share(self.share)
+        if self.paths != 0:
+            check_samples(self.paths)
+        count = SAMPLES if self.subject.limit is None else self.subject.limit
+        with replace(self.subject, limit=count, batch_size=max(count, 1)).open(exact=True) as look:
             x, labels = next(iter(look.batches))
 
             def loss(logits: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from resode.errors import InvalidInput
 from resode.paths import streams as running
 from resode.paths.interventions import delete
 from resode.paths.lesion import Data
+from resode.paths.places import require_view
 from resode.paths.scores import Score, Tallies
+from resode.paths.study import require_pair
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,10 @@ def subnetworks(
         by_class, streams, progress: as in :class:`resode.paths.lesion.How`.
 
     Raises:
-        InvalidInput: for a network without residual steps, sizes below 1, a number of steps it does not have, or no
-            data.
+        InvalidInput: for anything but a view, a network without residual steps, sizes below 1, a number of steps it
+            does not have, or data that are empty or no such pairs.
     """
+    require_view(view, "an ensemble of sub-networks")
     choices = [i for i, step in enumerate(view.steps) if step.has_choice]
     if not choices:
         raise InvalidInput("this network has no residual step, and so no sub-networks")
@@ -113,7 +116,9 @@ def subnetworks(
     tallies = Tallies(1 + count + len(sizes), by_class)
     with view.evaluation():
         bar = tqdm(data, desc="sub-networks", unit="batch", leave=False, disable=None if progress else True)
-        for x, labels in bar:
+        for batch in bar:
+            require_pair(batch)
+            x, labels = batch
             found = dict(running.answers(view, networks, x, streams or running.default_streams(x)))
             tallies.begin(labels, found[None].shape[1])
             tallies.add(0, found[None], labels)

@@ -137,8 +137,7 @@ def _of_step(step: Step, grade: Grade) -> Counts:
 
 def _checked(magnitudes: Sequence[float], counts: Sequence[int], share: float) -> list[float]:
     values = [float(value) for value in magnitudes]
-    if not 0.0 < share <= 1.0:
-        raise InvalidInput(f"share is {share!r}: the part of the magnitude to carry must lie in (0, 1]")
+    check_share(share)
     if len(values) > len(counts):
         raise InvalidInput(f"{len(values)} magnitudes for the {len(counts)} lengths of paths that are counted")
     if not all(0.0 <= value < inf for value in values):
@@ -146,6 +145,16 @@ def _checked(magnitudes: Sequence[float], counts: Sequence[int], share: float) -
     if not any(values):
         raise InvalidInput("all magnitudes are 0: no length carries a share of nothing")
     return values
+
+
+def check_share(share: float) -> None:
+    """Refuse what is no share of a magnitude to be carried.
+
+    Raises:
+        InvalidInput: outside of (0, 1].
+    """
+    if not 0.0 < share <= 1.0:
+        raise InvalidInput(f"share is {share!r}: the part of the magnitude to carry must lie in (0, 1]")
 
 
 def _times(count: int, norm: float) -> float:

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from resode.dynamics import ResidualDynamics, Step
 from resode.errors import InvalidInput
 from resode.paths.linear import Linear
+from resode.paths.places import require_view
 
 Loss = Callable[[Tensor], Tensor]
 """From the logits (B, classes) to one number, such as ``lambda z: F.cross_entropy(z, labels, reduction="sum")``.
@@ -45,9 +46,10 @@ def input_of(view: ResidualDynamics, x: Tensor, at: int | None) -> Tensor:
     """``x``, if derivatives with respect to it, or to the state before step ``at``, can be taken.
 
     Raises:
-        InvalidInput: for an ``x`` that is no batch, or has no derivatives where they are asked for; an ``at`` that is
-            the place of no state.
+        InvalidInput: for anything but a view; an ``x`` that is no batch, or has no derivatives where they are asked
+            for; an ``at`` that is the place of no state.
     """
+    require_view(view, "a gradient by paths")
     count = len(view.steps)
     if at is not None and not 0 <= at <= count:
         raise InvalidInput(f"at is {at}: the states before the {count} steps, and after the last, are 0 … {count}")

@@ -78,19 +78,29 @@ def sampled(view: ResidualDynamics, x: Tensor, loss: Loss, samples: int = 16, se
     Raises:
         InvalidInput: for fewer than 2 samples, from which no error could be told; and as ``spectrum.gradient`` does.
     """
-    if samples < 2:
-        raise InvalidInput(f"samples is {samples}: at least 2 paths of each length are needed to tell an error")
+    check_samples(samples)
+    x = input_of(view, x, None)
     counts, random = lengths.counts(view), Random(seed)
     fixed, choices = sum(step.is_counted for step in view.steps), sum(step.has_choice for step in view.steps)
     drawn, norms, errors = [], [], []
     with differentiating(view):
-        routes = _Routes(view, input_of(view, x, None), loss)
+        routes = _Routes(view, x, loss)
         for length, count in enumerate(counts):
             found = [routes.norm(path) for path in _draw(random, choices, length - fixed, samples)] if count else []
             drawn.append(len(found))
             norms.append(fmean(found) if found else 0.0)
             errors.append(stdev(found) / sqrt(samples) if count > samples else 0.0)
     return Sampled(counts, tuple(drawn), tuple(norms), tuple(errors))
+
+
+def check_samples(samples: int) -> None:
+    """Refuse so few samples of each length that they have no error.
+
+    Raises:
+        InvalidInput: for fewer than 2.
+    """
+    if samples < 2:
+        raise InvalidInput(f"samples is {samples}: at least 2 paths of each length are needed to tell an error")
 
 
 def paths(view: ResidualDynamics, x: Tensor, loss: Loss) -> Iterator[tuple[Choices, Tensor]]:
@@ -101,13 +111,13 @@ def paths(view: ResidualDynamics, x: Tensor, loss: Loss) -> Iterator[tuple[Choic
     Raises:
         InvalidInput: for more than 16 steps that leave a choice; and as ``spectrum.gradient`` does.
     """
+    x = input_of(view, x, None)
     choices = sum(step.has_choice for step in view.steps)
     if choices > MOST_CHOICES:
         raise InvalidInput(
             f"{choices} residual steps make 2^{choices} paths: at most {MOST_CHOICES} steps can be gone through path "
             "by path; use spectrum.gradient for the exact sum over the paths of each length, or spectrum.sampled"
         )
-    x = input_of(view, x, None)
     with differentiating(view):
         routes = _Routes(view, x, loss)
     return routes.all()

@@ -158,12 +158,13 @@ def gradient(
     that step alone. Memory holds one state for each length and those L.
 
     Raises:
-        InvalidInput: for an argument outside its range, an ``x`` or a state that is not of floating-point numbers, a
-            loss that is not one number or does not follow from the logits, or, with ``grade="evaluation"``, a solver's
-            step whose branch was replaced.
+        InvalidInput: for anything but a view, an argument outside its range, an ``x`` or a state that is not of
+            floating-point numbers, a loss that is not one number or does not follow from the logits, or, with
+            ``grade="evaluation"``, a solver's step whose branch was replaced.
     """
+    x = input_of(view, x, at)
     counts, most = _lengths(view.steps[at or 0 :], max_length, grade)
-    together = _checked_together(together, x := input_of(view, x, at))
+    together = _checked_together(together, x)
     with differentiating(view, plain_attention=together > 1):
         for h, v in _backward(view, x, loss, grade, at, most, together):
             like, found = h, v
@@ -183,8 +184,9 @@ def by_step(
 
     The gradient in the state after a step is what trains the branch of that step.
     """
+    x = input_of(view, x, at=0)
     counts, most = _lengths(view.steps, max_length, grade)
-    together = _checked_together(together, x := input_of(view, x, at=0))
+    together = _checked_together(together, x)
     with differentiating(view, plain_attention=together > 1):
         rows = [_row(v, h, most, len(counts)) for h, v in _backward(view, x, loss, grade, 0, most, together)][::-1]
     stages = [step.stage for step in view.steps]
@@ -221,8 +223,9 @@ def jvp(
     Other arguments, and errors, are those of :func:`gradient`. Each J u passes through the graph of a backward pass
     (see ``paths.linear``), which costs more than a Jᵀv does.
     """
+    x = input_of(view, x, at)
     counts, most = _lengths(view.steps[at or 0 :], max_length, grade)
-    together = _checked_together(together, x := input_of(view, x, at))
+    together = _checked_together(together, x)
     with differentiating(view, plain_attention=True):
         h = x if at is None else view.run(view.stem(x), 0, at)
         u: Vectors = [_checked_direction(direction, require_state(h, "the network"))]

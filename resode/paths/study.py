@@ -7,6 +7,7 @@ from operator import length_hint
 from pathlib import Path
 from typing import Any, TypedDict
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -71,7 +72,7 @@ class Study:
         first = next(rest, None)
         if first is None:
             raise InvalidInput("lesions need data to measure the error on, and there is none")
-        _require_pair(first)
+        require_pair(first)
         self.data: Data = chain([first], rest)
         known = all(step.shapes is not None for step in view.steps)
         self.view = view if known else view.measured(first[0])
@@ -112,9 +113,16 @@ class Study:
         return tallies.scores()
 
 
-def _require_pair(batch: object) -> None:
+def require_pair(batch: object) -> None:
+    """Refuse what is no batch of images or points and the classes of each.
+
+    Raises:
+        InvalidInput: with what it is.
+    """
     match batch:
         case (Tensor() as x, Tensor() as labels) if labels.ndim == 1 and len(x) == len(labels):
+            if labels.dtype is not torch.int64:
+                raise InvalidInput(f"labels are of {labels.dtype}: classes as torch.int64 are expected; use y.long()")
             return
     raise InvalidInput(
         f"a batch of the data is {_said(batch)}: a pair (x, labels) of tensors is expected, x of the shape that the "

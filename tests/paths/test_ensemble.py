@@ -117,3 +117,10 @@ def test_a_plain_net_has_no_sub_networks_and_no_data_is_an_error():
         subnetworks(dynamics(net_of(net="plain")), batches(2))
     with pytest.raises(InvalidInput, match="there is none"):
         subnetworks(dynamics(net_of()), [])
+
+
+def test_a_net_in_the_place_of_its_view_and_data_without_labels_are_refused():
+    with pytest.raises(InvalidInput, match="a view of a network is expected, and this is a Net"):
+        subnetworks(net_of(), batches(2))
+    with pytest.raises(InvalidInput, match="a pair"):
+        subnetworks(dynamics(net_of()), [x for x, _ in batches(2)])

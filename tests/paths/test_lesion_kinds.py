@@ -434,3 +434,10 @@ def test_a_single_precision_network_is_measured_as_it_is():
         expected = measured(net, without(units_of(net), one.steps), data)
         assert one.score.loss == pytest.approx(expected[1], rel=1e-5)
     assert inputs("rk4", 1).dtype is torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.float32])
+def test_labels_of_another_type_are_refused_before_anything_is_computed(dtype):
+    data = [(x, labels.to(dtype)) for x, labels in tiny_data()]
+    with pytest.raises(InvalidInput, match=rf"labels are of {dtype}: classes as torch.int64 are expected"):
+        lesion.single(tiny(), data)

@@ -542,6 +542,14 @@ def test_the_model_is_left_as_it_was():
 # What cannot be
 
 
+@pytest.mark.parametrize("analysis", [spectrum.gradient, spectrum.by_step, spectrum.sampled, spectrum.paths])
+def test_a_net_in_the_place_of_its_view_is_refused(analysis):
+    with pytest.raises(InvalidInput, match=r"a view of a network is expected, and this is a Net; give resode.dynamics"):
+        analysis(net_of("basic"), batch("basic"), square)
+    with pytest.raises(InvalidInput, match="this is a Net"):
+        spectrum.jvp(net_of("basic"), batch("basic"), batch("basic"))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
