@@ -120,7 +120,8 @@ def fingerprint(view: ResidualDynamics, networks: Sequence[Sequence[Step]], ques
 
 
 def _of_step(step: Step) -> list[Any]:
-    return [step.kind, step.label, step.stage, step.t, step.end, float(step.scale), step.is_deleted, *changes_of(step)]
+    scale = step.scale.tolist() if isinstance(step.scale, Tensor) else float(step.scale)
+    return [step.kind, step.label, step.stage, step.t, step.end, scale, step.is_deleted, *changes_of(step)]
 
 
 def _digest(before: str, x: Tensor, labels: Tensor) -> str:

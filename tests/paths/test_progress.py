@@ -372,3 +372,15 @@ def test_a_model_may_hold_numbers_of_every_type():
     assert progress.fingerprint(first, [], 0) == progress.fingerprint(first.with_steps(VIEW.steps), [], 0)
     first.model.b0.add_(1)
     assert progress.fingerprint(first, [], 0) != progress.fingerprint(first.with_steps(steps), [], 1)
+
+
+def test_a_scale_for_each_channel_tells_an_analysis_from_another(tmp_path):
+    def scaled_by(last):
+        factors = torch.tensor([1.0, 1.0, 0.5, last], dtype=torch.float64).view(4, 1, 1)
+        return VIEW.with_steps([replace(VIEW.steps[0], scale=factors), *VIEW.steps[1:]])
+
+    path = tmp_path / "p"
+    interrupt(path, view=scaled_by(0.5))
+    with pytest.raises(InvalidInput, match="another analysis"):
+        lesion.single(scaled_by(2.0), DATA, resume=path)
+    assert lesion.single(scaled_by(0.5), DATA, resume=path) == lesion.single(scaled_by(0.5), DATA)
