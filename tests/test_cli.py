@@ -306,6 +306,18 @@ def test_every_analysis_of_lesion_writes_its_result_and_its_figure(trained, caps
     assert not list(Path("found").glob("progress/*"))
 
 
+def test_the_usual_analyses_leave_out_what_a_network_has_no_steps_for(capsys):
+    narrow = ["--net", "vgg", "--blocks", "2", "--convs", "1", "--width", "4", "--epochs", "1", "--batch-size", "512"]
+    assert call("train", *narrow, "--out", "run") == 0
+    capsys.readouterr()
+    assert call("lesion", "run", "--limit", "20", "--draws", "1") == 0
+    said = capsys.readouterr().out
+    assert "permute is left out: no two of these steps" in said
+    assert said.splitlines()[-1].startswith("nothing deleted: error")
+    assert call("lesion", "run", "--limit", "20", "--analyses", "single", "permute") != 0
+    assert "no two of these steps" in capsys.readouterr().err
+
+
 def test_a_plain_net_loses_its_layers(capsys):
     plain = ["--net", "plain", *SMALL[2:]]
     assert call("train", *plain, "--out", "plain") == 0

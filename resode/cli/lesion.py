@@ -5,13 +5,16 @@ from typing import Annotated, Any, Literal
 
 from resode.cli.common import Flat
 from resode.cli.subject import Look, Subject
+from resode.errors import InvalidInput
 from resode.paths import lesion
 from resode.paths.ensemble import EnsembleTable, subnetworks
+from resode.paths.scores import Score
 from resode.paths.table import LesionTable
 from resode.report import png
 from resode.runs import digest
 
 Analysis = Literal["single", "multiple", "permute", "stage", "layer", "ensemble"]
+USUAL: tuple[Analysis, ...] = ("single", "multiple", "permute")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Lesion:
 
     Args:
         analyses: single (each step deleted in turn), multiple (random sets of steps), permute (random swaps of steps of
-            one shape), stage (each stage), layer (each layer without a shortcut), ensemble (averaged sub-networks).
+            one shape), stage (each stage), layer (each layer without a shortcut), ensemble (averaged sub-networks); if
+            not given, the first three, as far as the network has steps for them.
         most: of multiple and permute: the largest number of steps deleted, or of swaps.
         draws: of multiple and permute: random draws for each number.
         seed: of the draws.
@@ -34,7 +38,7 @@ class Lesion:
     """
 
     subject: Annotated[Subject, Flat]
-    analyses: tuple[Analysis, ...] = ("single", "multiple", "permute")
+    analyses: tuple[Analysis, ...] | None = None
     most: int | None = None
     draws: int = 5
     seed: int = 0
@@ -42,19 +46,31 @@ class Lesion:
     streams: int | None = None
 
     def run(self) -> None:
+        whole = None
         with self.subject.open() as look:
-            for analysis in self.analyses:
-                if analysis == "ensemble":
-                    table = self._ensemble(look)
-                    _say_ensemble(table)
-                    print("Result:", look.run.save_result(self.subject.result("ensemble"), table.to_dict()))
-                    continue
-                table = self._table(look, analysis)
-                name = self.subject.result("lesion" if analysis == "single" else f"lesion-{analysis}")
-                SAYS[analysis](table)
-                print("Result:", look.run.save_result(name, table.to_dict()))
-                print("Figure:", look.run.write(f"figures/{name}.png", png(table.plot(look.name, look.chance))))
-        print(_said("nothing deleted", table.whole if analysis == "ensemble" else table.baseline))
+            for analysis in USUAL if self.analyses is None else self.analyses:
+                try:
+                    whole = self._analyse(look, analysis)
+                except InvalidInput as problem:
+                    if self.analyses is not None or whole is None:
+                        raise
+                    print(f"{analysis} is left out: {problem}")
+        if whole is not None:
+            print(_said("nothing deleted", whole))
+
+    def _analyse(self, look: Look, analysis: str) -> Score:
+        """Make one analysis, say and save what it finds; the score of the network as it is."""
+        if analysis == "ensemble":
+            found = self._ensemble(look)
+            _say_ensemble(found)
+            print("Result:", look.run.save_result(self.subject.result("ensemble"), found.to_dict()))
+            return found.whole
+        table = self._table(look, analysis)
+        name = self.subject.result("lesion" if analysis == "single" else f"lesion-{analysis}")
+        SAYS[analysis](table)
+        print("Result:", look.run.save_result(name, table.to_dict()))
+        print("Figure:", look.run.write(f"figures/{name}.png", png(table.plot(look.name, look.chance))))
+        return table.baseline
 
     def _table(self, look: Look, analysis: str) -> LesionTable:
         settings: dict[str, Any] = {"by_class": self.by_class}
