@@ -30,7 +30,8 @@ class Limits:
         analyses: convergence (of an ODE net: other numbers of steps against a fine reference solve), certificate (of
             any residual net: solver swaps, reconstruction, regularity in depth, distance from its ODE, identity bias,
             signal and gradient, and a verdict).
-        steps: of convergence: numbers of steps in each ODE block.
+        steps: of convergence: numbers of steps in each ODE block; by default 1, 2, 4, ..., 64, or n, 2n, 4n, ... where
+            weights jump or bend in t, with the least n whose grid has these points.
         solvers: of convergence: Runge-Kutta methods: euler, midpoint, heun, rk4, dopri5, ...; by default the one of the
             training, or rk4 where that has no fixed steps.
         samples: of certificate: samples for the solver swaps, evenly spaced over the split.
@@ -43,7 +44,7 @@ class Limits:
 
     run_folder: Folder
     analyses: tuple[Literal["convergence", "certificate"], ...] = ("convergence", "certificate")
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    steps: tuple[int, ...] = ()
     solvers: tuple[str, ...] = ()
     samples: int = 512
     few: int = 64
@@ -69,7 +70,7 @@ class Limits:
 
     def _convergence(self, trained: Trained, run: Run) -> None:
         data = trained.data.batches(self.split, EVALUATION_BATCH)
-        table = convergence(trained.model, data, self.steps, self.solvers or None, progress=True)
+        table = convergence(trained.model, data, self.steps or None, self.solvers or None, progress=True)
         _say(_of_convergence(table))
         name = of_split("limits", self.split)
         print("Result:", run.save_result(name, table.to_dict()))

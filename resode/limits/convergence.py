@@ -18,12 +18,13 @@ from tqdm import tqdm
 from resode.blocks.ode import ODEBlock, ode_blocks, solver_settings
 from resode.blocks.projected import ProjectedODE
 from resode.blocks.settings import check_solver
+from resode.blocks.solvers import check_breakpoints, uniform_grid
 from resode.blocks.tableaux import TABLEAUX
 from resode.errors import InvalidInput, choose
 from resode.limits.comparison import ratio, right
 from resode.nets.net import evaluating
 
-STEPS = (1, 2, 4, 8, 16, 32, 64)
+MOST_STEPS = 64
 FINER = {"rk4": 2, "euler": 8}
 """How many times the largest number of steps the reference makes: evaluations of f as many with one as with the other.
 With twice the steps, an error of Euler's method would be seen half as large as it is, and its order as 1.6."""
@@ -106,7 +107,7 @@ class ConvergenceTable:
 def convergence(
     net: nn.Module,
     data: Iterable[tuple[Tensor, Tensor]],
-    steps: Sequence[int] = STEPS,
+    steps: Sequence[int] | None = None,
     solvers: Sequence[str] | None = None,
     *,
     reference_steps: int | None = None,
@@ -119,7 +120,7 @@ def convergence(
     Args:
         net: a trained net with ODE blocks; its settings are restored afterwards.
         data: pairs (x, labels), gone through once.
-        steps: numbers of steps.
+        steps: numbers of steps; those of :func:`usual_steps` if None.
         solvers: fixed-step solvers; if None, the one of the net's first block (rk4 if that is adaptive).
         reference_steps: steps of the reference; twice the largest of ``steps`` if None (of Euler's method, 8 times).
 
@@ -135,6 +136,8 @@ def convergence(
     trained = tuple((block.solver, block.grid_steps) for block in blocks.values())
     own = trained[0][0] if trained[0][0] in TABLEAUX and trained[0][1] is not None else "rk4"
     solvers = tuple(choose(s, TABLEAUX, "fixed-step solver") for s in (solvers or (own,)))
+    if steps is None:
+        steps = usual_steps(net)
     if not steps:
         raise InvalidInput("convergence needs numbers of steps to evaluate the net with, and there is none")
     best = "euler" if any(isinstance(block, ProjectedODE) for block in blocks.values()) else "rk4"
@@ -163,6 +166,33 @@ def convergence(
         reference_solver=best,
         stages=stages,
     )
+
+
+def usual_steps(net: nn.Module) -> tuple[int, ...]:
+    """n, 2n, 4n, … up to 64, with n the least number of steps whose grid steps over no breakpoint of any block.
+
+    Without breakpoints (weights that are constant in t, or on a smooth basis) n is 1.
+
+    Raises:
+        InvalidInput: when no number up to 64 is one.
+    """
+    with evaluating(net):
+        found = [n for n in range(1, MOST_STEPS + 1) if all(_fits(block, n) for block in ode_blocks(net).values())]
+    if not found:
+        points = sorted({point for block in ode_blocks(net).values() for point in block.breakpoints})
+        raise InvalidInput(
+            f"no equal steps, up to {MOST_STEPS} in each ODE block, have all of the breakpoints {points} as points: "
+            "give the numbers of steps to evaluate the net with"
+        )
+    return tuple(found[0] * 2**k for k in range((MOST_STEPS // found[0]).bit_length()))
+
+
+def _fits(block: ODEBlock, steps: int) -> bool:
+    try:
+        check_breakpoints(uniform_grid(block.t0, block.t1, steps), block.breakpoints)
+    except InvalidInput:
+        return False
+    return True
 
 
 def _check(net: nn.Module, plan: Plan) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resode import InvalidInput, NetConfig, ODEBlock, ResidualBlock, Stack, build, solver_settings
+from resode import Dropout, InvalidInput, NetConfig, ODEBlock, ResidualBlock, Stack, build, solver_settings
 from resode.blocks import TABLEAUX, Branch, ProjectedODE
 from resode.limits import ConvergenceTable, convergence
 from resode.runs.values import dump, jsonable
@@ -363,6 +363,31 @@ def test_grids_that_step_over_a_breakpoint_are_refused_before_anything_is_evalua
     net.register_forward_pre_hook(lambda *_: pytest.fail("the net was evaluated"))
     with pytest.raises(InvalidInput, match=r"3 steps .* breakpoint t = 0\.5"):
         convergence(net, data(), (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"time": "fourier", "steps": 3}, (1, 2, 4, 8, 16, 32, 64)),
+        ({"time": "concat", "steps": 5, "mask_intervals": 5}, (1, 2, 4, 8, 16, 32, 64)),  # no masks in evaluation
+        ({"time": "linear", "steps": (3, 2, 2)}, (6, 12, 24, 48)),
+        ({"time": "constant", "steps": 8}, (8, 16, 32, 64)),
+    ],
+)
+def test_the_usual_steps_are_those_that_the_weights_allow(settings, expected):
+    shape = {"width": 4, "size": (4, 4), "classes": 3, "stack": Stack(dropout=Dropout(p=0.1))}
+    net = build(NetConfig(net="odenet", solver="euler", **settings, **shape), seed=0)
+    batches = [(torch.randn(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64))]
+    table = convergence(net, batches, solvers=["euler"], reference_steps=expected[0])
+    assert tuple(each.steps for each in table.evaluations) == expected
+
+
+def test_breakpoints_that_no_usual_grid_has_are_refused():
+    class Jump(Linear):
+        breakpoints = (0.123456,)
+
+    with pytest.raises(InvalidInput, match=r"up to 64 .* breakpoints \[0\.123456\]"):
+        convergence(nn.Sequential(ODEBlock(Jump(), "dopri5"), nn.Linear(4, 3)), data())
 
 
 def test_no_data_is_an_error():
