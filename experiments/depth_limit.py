@@ -182,7 +182,15 @@ _POINTS = Config(
 
 CONFIGS = {
     "smoke": replace(_POINTS, trained=(("euler", 2), ("rk4", 1)), epochs=1, batch_size=512, seeds=(0, 1), samples=64),
-    "cpu": Config(data="mnist", image_size=14, epochs=1, warmup=0.2, samples=512, few=16),
+    "cpu": Config(
+        data="mnist",
+        image_size=14,
+        trained=(("euler", 1), ("euler", 2), ("euler", 4), ("rk4", 2)),
+        epochs=1,
+        warmup=0.2,
+        samples=512,
+        few=16,
+    ),
     "digits": Config(),
     "points": _POINTS,
     # ResNet-20, -38 and -110 have 3, 6 and 18 blocks a stage: so many steps of Euler's, and untied blocks beside them.
