@@ -9,8 +9,8 @@ place of its ODE blocks: nothing; a single residual block (one Euler step); resi
 many as the ODE block has steps (equal parameters); and residual blocks with weights of their own, as many as it has
 evaluations of f (equal evaluations). The residual nets are lifted, and certified as well.
 
-    python -m experiments.depth_limit cpu --data-dir data --publish results      MNIST at 14 × 14 pixels; 30 minutes
-    python -m experiments.depth_limit digits --publish results                   digits; 10 minutes
+    python -m experiments.depth_limit cpu --publish results                      digits; 10 minutes
+    python -m experiments.depth_limit mnist --data-dir data --publish results    MNIST at 14 × 14 pixels
     python -m experiments.depth_limit points --publish results                   circles in the plane; 8 minutes
     python -m experiments.depth_limit paper --data-dir data --publish results    CIFAR-10, to ResNet-110's blocks, a GPU
 
@@ -182,7 +182,8 @@ _POINTS = Config(
 
 CONFIGS = {
     "smoke": replace(_POINTS, trained=(("euler", 2), ("rk4", 1)), epochs=1, batch_size=512, seeds=(0, 1), samples=64),
-    "cpu": Config(
+    "cpu": Config(),
+    "mnist": Config(
         data="mnist",
         image_size=14,
         trained=(("euler", 1), ("euler", 2), ("euler", 4), ("rk4", 2)),
@@ -191,7 +192,6 @@ CONFIGS = {
         samples=512,
         few=16,
     ),
-    "digits": Config(),
     "points": _POINTS,
     # ResNet-20, -38 and -110 have 3, 6 and 18 blocks a stage: so many steps of Euler's, and untied blocks beside them.
     "paper": Config(
