@@ -5,6 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import dropwhile, takewhile
 from typing import Any
 
 import tyro
@@ -40,7 +41,7 @@ def one_line_errors(program: str) -> Iterator[None]:
         complain(program, str(problem))
         sys.exit(1)
     except KeyboardInterrupt:
-        complain(program, "stopped; the same command goes on from the last checkpoint")
+        complain(program, "stopped; the same command goes on from what it has saved")
         sys.exit(130)
 
 
@@ -50,13 +51,13 @@ def complain(program: str, message: str) -> None:
 
 
 def _first_paragraph(box: str) -> str:
-    """The message in the box that tyro draws, as one line, without tyro's name of the place."""
-    kept: list[str] = []
-    for line in box.splitlines():
-        if line.startswith("╭"):
-            continue
-        text = line.strip("│╰╯─ ")
-        if not text:
-            break
-        kept.append(text)
-    return re.sub(r"^Error parsing \S+: ", "", " ".join(kept)) or box.strip()
+    """The message in the box that tyro draws, as one line; of a value that makes no sense it names the option alone.
+
+    The box has a title, and rules between its paragraphs. It is drawn with lines where the standard output is UTF-8,
+    and otherwise with blanks and hyphens.
+    """
+    _title, *lines = box.splitlines() or [""]
+    texts = (re.sub(r"[╰╯─]+|-{3,}", "", line).strip("│ ") for line in lines)
+    paragraph = takewhile(bool, dropwhile(lambda text: not text, texts))
+    message = re.sub(r"^Error parsing (?:(--\S+: )|\S+: )", lambda place: place[1] or "", " ".join(paragraph))
+    return message or box.strip()
