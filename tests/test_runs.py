@@ -155,6 +155,14 @@ def test_a_failed_create_leaves_nothing(tmp_path, monkeypatch):
     Run.create(tmp_path / "run", {}).close()
 
 
+def test_a_full_disk_is_not_taken_for_one_without_locks(tmp_path):
+    """Not even the holder's name can be written into the lock then."""
+    with file_size_limit(0), pytest.raises(RunError, match="space") as caught:
+        Run.create(tmp_path / "run", {})
+    assert "locks" not in str(caught.value)
+    assert everything_in(tmp_path) == set()
+
+
 # -- the lock, and what a kill leaves
 
 WORKERS = """

@@ -1,5 +1,6 @@
 """One process writes a run at a time: an advisory lock on a file in its folder."""
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -23,8 +24,9 @@ def take_lock(folder: Path, run: Path) -> int:
         # Its holder may have renamed or removed the folder since we opened the file: then this locks nothing.
         if not path.exists() or not os.path.samestat(os.fstat(lock), path.stat()):
             raise BlockingIOError
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, me.encode(), 0)
+        with contextlib.suppress(OSError):  # who holds it is a courtesy: on a full disk the lock is held as well
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, me.encode(), 0)
     except BlockingIOError:
         holder = os.pread(lock, 200, 0).decode(errors="replace") or "another process"
         os.close(lock)
