@@ -199,7 +199,7 @@ def load(path: str | Path, *, device: str = "cpu", data_dir: str | None = None) 
     """The trained net of the run folder ``path``, in evaluation mode.
 
     Args:
-        data_dir: where the data lie now, if not where they lay in training.
+        data_dir: where the data lie now, if not where they lay in training: of an image folder, its path.
 
     Raises:
         RunError: when there is no such run, nothing was trained in it yet, or its checkpoint is not of its net.
@@ -213,7 +213,7 @@ def load(path: str | Path, *, device: str = "cpu", data_dir: str | None = None) 
     checkpoint = run.load_checkpoint(map_location=place)
     if checkpoint is None:
         raise RunError(f"{run.path} has no checkpoint yet: let its training finish at least one epoch")
-    settings = Data(**_known(Data, {**run.config["data"], **({"data_dir": data_dir} if data_dir else {})}))
+    settings = Data(**_known(Data, {**run.config["data"], **_moved(run.config["data"]["data"], data_dir)}))
     seed = run.config["recipe"]["seed"]
     model = nets.build(NetConfig.from_dict(run.config["net"]), seed).to(place)
     recipe = _recipe(run)
@@ -222,6 +222,13 @@ def load(path: str | Path, *, device: str = "cpu", data_dir: str | None = None) 
     with as_factors(model) if recipe.factorize else nullcontext(), fitting(run):
         model.load_state_dict(checkpoint["model"])
     return Trained(model.eval(), settings.load(seed, place), run)
+
+
+def _moved(name: str, data_dir: str | None) -> dict[str, str]:
+    """The settings of the data set ``name`` that differ when it lies in ``data_dir``; none without one."""
+    if not data_dir:
+        return {}
+    return {"data": f"imagefolder:{data_dir}"} if name.startswith("imagefolder:") else {"data_dir": data_dir}
 
 
 def _recipe(run: Run) -> Recipe:

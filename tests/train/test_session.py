@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from resode import Dropout, InvalidInput, Recipe, Run, RunError, Stack, TrainingError
@@ -454,6 +455,26 @@ def test_the_data_may_have_moved(copy, monkeypatch):
     load(copy)
     load(copy, data_dir="/elsewhere")
     assert seen == [("digits", "data", 0, 0.1), ("digits", "/elsewhere", 0, 0.1)]
+
+
+def test_a_folder_of_images_may_have_moved(tmp_path):
+    for i, place in enumerate(("train/a", "train/b", "test/a", "test/b")):
+        (tmp_path / "here" / place).mkdir(parents=True)
+        for k in range(2):
+            Image.new("L", (8, 8), 40 * i + k).save(tmp_path / "here" / place / f"{k}.png")
+    small = Architecture(net="resnet", depth=8, width=4)
+    setup = Setup(
+        architecture=small,
+        data=Data(data=f"imagefolder:{tmp_path / 'here'}", validation=0.0),
+        recipe=Recipe(epochs=1, batch_size=4),
+    )
+    train(setup, tmp_path / "run")
+    before = load(tmp_path / "run").data.test.inputs
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(InvalidInput, match="here"):
+        load(tmp_path / "run")
+    after = load(tmp_path / "run", data_dir=str(tmp_path / "there")).data.test.inputs
+    assert torch.equal(before, after)
 
 
 def test_a_device_that_is_not_there_is_an_error(trained):
