@@ -93,7 +93,18 @@ def _ratios(axes: Axes, groups: Sequence[Group]) -> None:
         axes.barh(at, best["ratio"], height=0.85, color=_colour(bar["who"]))
         axes.plot([best["min"], best["max"]], [at, at], color="black", linewidth=0.8)
         axes.plot(default["ratio"], at, "D", markersize=3.2, color="white", markeredgecolor="black")
-        _say(axes, max(best["max"], default["ratio"], 1.0), at, f"{best['ratio']:.2f}", bar["who"])
+        # Within the bar: behind it, the number would stand beside the diamond, which has another.
+        axes.annotate(
+            f"{best['ratio']:.2f}",
+            (0.0, at),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6,
+            color="white",
+        )
+        if ", " in bar["who"]:
+            _say(axes, max(best["max"], default["ratio"], 1.0), at, bar["who"])
     axes.axvline(1.0, color=GREY, linewidth=1.0)
     axes.set_xlabel("time of the other / time of ours", fontsize=8)
 
@@ -101,14 +112,14 @@ def _ratios(axes: Axes, groups: Sequence[Group]) -> None:
 def _memory(axes: Axes, groups: Sequence[Group]) -> None:
     for at, bar in _placed(axes, groups):
         axes.barh(at, bar["mib"], height=0.85, color=_colour(bar["who"]))
-        _say(axes, bar["mib"], at, f"{bar['mib']:.0f}", bar["who"])
+        number = f"{bar['mib']:.0f}"
+        _say(axes, bar["mib"], at, f"{number}  {bar['who']}" if ", " in bar["who"] else number)
     axes.set_xlim(0.0, 1.4 * max(bar["mib"] for _, bars in groups for bar in bars))  # room for the words
     axes.set_xlabel("MiB", fontsize=8)
 
 
-def _say(axes: Axes, x: float, y: float, number: str, who: str) -> None:
-    """Write the number behind its bar, and whose it is where the colour does not say it."""
-    text = f"{number}  {who}" if ", " in who else number
+def _say(axes: Axes, x: float, y: float, text: str) -> None:
+    """Write ``text`` behind a bar: whose it is where the colour does not say it, the number where none else is near."""
     axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=6)
 
 

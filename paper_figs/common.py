@@ -28,6 +28,6 @@ def provenance(published: Mapping[str, Any]) -> str:
 
 
 def sign(figure: Figure, published: Mapping[str, Any]) -> Figure:
-    """Write the provenance under ``figure``."""
-    figure.supxlabel(provenance(published), fontsize=6, color="#777777")
+    """Write the provenance under ``figure``, on several lines where it is wider than the figure."""
+    figure.supxlabel(provenance(published), fontsize=6, color="#777777", wrap=True)
     return figure

@@ -15,7 +15,7 @@ SOURCE = "convergence"
 
 def figure(published: Mapping[str, Any]) -> Figure:
     """A column for each training; above the error of the logits, below the accuracy; every seed, and their mean."""
-    trainings = published["results"]
+    trainings = dict(sorted(published["results"].items(), key=_solver_and_steps))
     drawn = new_figure(2, len(trainings), width=2.7, height=2.4)
     panels = drawn.subplots(2, len(trainings), sharex=True, sharey="row", squeeze=False)
     for column, (name, found) in zip(panels.T, trainings.items(), strict=True):
@@ -36,6 +36,12 @@ def figure(published: Mapping[str, Any]) -> Figure:
     panels[1, 0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     panels[0, 0].legend(frameon=False, fontsize=8)
     return sign(drawn, published)
+
+
+def _solver_and_steps(training: tuple[str, Any]) -> tuple[str, int]:
+    """The columns' order: 4 steps come before 16."""
+    solver, steps = training[0].rsplit("-", 1)
+    return solver, int(steps)
 
 
 def _curves(axes: Any, tables: list[Mapping[str, Any]], key: str) -> None:

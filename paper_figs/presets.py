@@ -6,10 +6,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from paper_figs.common import sign
-from resode.plots import COLOURS, MARKERS, new_figure, tidy
+from resode.plots import COLOURS, MARKERS, new_figure, tidy, whole_numbers
 
 SOURCE = "presets"
 
@@ -35,10 +35,12 @@ def _label(losses: Axes, errors: Axes, cases: Mapping[str, Mapping[str, Any]]) -
     losses.set_ylabel("loss in training")
     losses.set_yscale("log")
     losses.set_xlim(0.5, 0.5 + max(len(seed["train_loss"]) for found in cases.values() for seed in found["seeds"]))
-    losses.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(losses.xaxis)
     losses.legend(frameon=False, fontsize=8)
     errors.set_xlabel("test error")
-    errors.xaxis.set_major_formatter(PercentFormatter(1.0))
+    # By itself PercentFormatter has a decimal more than it needs, and such ticks run into each other.
+    errors.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+    errors.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
     worst = max(seed["test_error"] for found in cases.values() for seed in found["seeds"])
     errors.set_xlim(0.0, 1.08 * worst)
     errors.set_ylim(len(cases) - 0.5, -0.5)

@@ -6,10 +6,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from paper_figs.common import sign
-from resode.plots import COLOURS, new_figure, tidy
+from resode.plots import COLOURS, new_figure, tidy, whole_numbers
 
 SOURCE = "smoothness"
 NETS = {"resnet": "residual net", "odenet": "ODE net"}
@@ -38,7 +37,7 @@ def figure(published: Mapping[str, Any]) -> Figure:
                     _draw(axes, key, each)
             axes.set_yscale("log")
             axes.set_title(f"{NETS.get(net, net)}: {title}", fontsize=8, loc="left")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            whole_numbers(axes.xaxis)
             tidy(axes)
     for axes in panels[-1]:
         axes.set_xlabel("epochs done")

@@ -67,6 +67,19 @@ def test_training_gives_seeds_of_a_net_one_colour_and_one_label():
     assert list(loss.lines[0].get_ydata()) == [record["train_loss"] for record in RECORDS]
 
 
+@pytest.mark.parametrize("last", [1, 2, 60])
+def test_epochs_and_steps_have_ticks_at_whole_numbers_alone(last):
+    records = [{"epoch": i, "train_loss": 1.0, "train_accuracy": 0.5} for i in range(1, last + 1)]
+    deleted = {**LESIONS, "lesions": [{"stage": 0, "score": score(0.2)}] * last}
+    for figure in (plots.training({"net": records}), plots.lesions({"net": deleted})):
+        png(figure)
+        axes = figure.axes[0]
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert ticks, "of a single one, too"
+        assert all(tick == round(tick) for tick in ticks)
+
+
 def test_trajectories_draws_a_line_from_start_to_end_for_each_point():
     paths = [[[0.0, 0.0], [1.0, 1.0]], [[0.5, 0.1], [1.5, 0.9]], [[1.0, 0.2], [2.0, 0.8]]]
     (axes,) = plots.trajectories(paths, [0, 1]).axes
@@ -121,6 +134,7 @@ def test_a_spectrum_draws_counts_norms_totals_and_shares():
     assert single.get_yscale() == size.get_yscale() == "log"
     assert count.get_yscale() == share.get_yscale() == "linear"
     assert list(size.lines[2].get_xdata()) == [0.6, 2.4], "the effective lengths, 1 and 2"
+    assert "bars" in size.get_xlabel()
     assert bar[0] == bar[1] < 0.1, "at the bottom of the panel"
 
 
@@ -128,6 +142,7 @@ def test_a_spectrum_without_samples_has_no_more_than_the_exact_parts():
     count, single, size, _ = plots.spectrum({"net": {"exact": SPECTRUM["exact"]}}).axes
     assert len(count.lines) == len(size.lines) == 1
     assert not single.lines
+    assert "bars" not in size.get_xlabel()
 
 
 def test_spectra_by_step_draw_a_row_for_each_step_and_a_line_between_stages():

@@ -103,6 +103,8 @@ def test_trained_by_depth_marks_the_depths_that_diverged():
     for axes in plots.trained_by_depth([case(diverged=(4,))]).axes:
         assert list(axes.lines[1].get_xdata()) == [2]
         assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "x"] == [[4]]
+    (keys,) = plots.trained_by_depth([case(diverged=(4,))]).legends
+    assert [text.get_text() for text in keys.get_texts()] == ["$\\beta$ = 0.5, iid", "some seed diverged"]
 
 
 def test_trained_by_depth_has_a_row_an_optimizer_and_a_colour_a_case():

@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter
 
-from resode.plots.frame import COLOURS, GREY, MARKERS, new_figure, shade_stages, tidy
+from resode.plots.frame import COLOURS, GREY, MARKERS, new_figure, shade_stages, tidy, whole_numbers
 
 Found = Mapping[str, Any]
 
@@ -137,7 +137,7 @@ def _regularity(axes: Axes, found: Found) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step (shading: stages)")
     axes.set_ylabel("change from step to step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes.xaxis)
     axes.legend(frameon=False, fontsize=SMALL)
 
 
@@ -166,7 +166,7 @@ def _bias(axes: Axes, trained: Found, initial: Found | None) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("residual step (hollow: changes the shape)")
     axes.set_ylabel("branch's share of the variance")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes.xaxis)
     axes.legend(frameon=False, fontsize=SMALL)
 
 
@@ -191,7 +191,7 @@ def _signal(axes: Axes, found: Found) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * (high / low) ** 0.5)  # room for the legend
     axes.set_xlabel("state")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes.xaxis)
     axes.legend(frameon=False, fontsize=SMALL)
 
 
@@ -202,7 +202,7 @@ def _lyapunov(axes: Axes, found: Found) -> None:
         axes.errorbar(xs, stretch["exponents"], stretch["deviations"], color=colour, fmt="o", markersize=4, capsize=2)
     axes.axhline(0.0, color=GREY, linewidth=0.8)
     places = range(len(found["stretches"]))
-    axes.set_xticks(list(places), [f"{s['depth']} steps" for s in found["stretches"]])
+    axes.set_xticks(list(places), [f"{s['depth']} step{'s' * (s['depth'] != 1)}" for s in found["stretches"]])
     axes.set_xlabel("stages")
     axes.set_ylabel("growth rate (bars: deviation)")
 

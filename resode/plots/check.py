@@ -6,9 +6,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator
 
-from resode.plots.frame import COLOURS, tidy
+from resode.plots.frame import COLOURS, tidy, whole_numbers
 
 ROWS = 4
 """Rows of images."""
@@ -67,7 +66,7 @@ def _outputs(axes: Axes, layers: Sequence[Mapping[str, Any]], edges: Sequence[fl
     columns = [[share / peak for share in layer["shares"]] for layer, peak in zip(layers, peaks, strict=True)]
     places = [i + 0.5 for i in range(len(layers) + 1)]
     axes.pcolormesh(places, edges, list(zip(*columns, strict=True)), cmap="Blues", vmin=0.0, vmax=1.0, rasterized=True)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes.xaxis)
 
 
 def _gradients(axes: Axes, weights: Sequence[Mapping[str, Any]]) -> None:
@@ -83,7 +82,7 @@ def _gradients(axes: Axes, weights: Sequence[Mapping[str, Any]]) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("weight")
     axes.set_ylabel("norm (dotted: no gradient)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes.xaxis)
     tidy(axes)
     if weights:
         axes.legend(frameon=False, fontsize=8)

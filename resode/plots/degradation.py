@@ -6,9 +6,9 @@ from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from resode.plots.frame import COLOURS, new_figure, tidy
+from resode.plots.frame import COLOURS, new_figure, tidy, whole_numbers
 
 
 def degradation(nets: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -34,7 +34,7 @@ def degradation(nets: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.set_title(name, fontsize=9, loc="left")
         axes.set_xlabel("epoch")
         axes.set_ylim(0, 1)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         tidy(axes)
         axes.legend(frameon=False, fontsize=8)

@@ -7,10 +7,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from resode.intervals import half_width
-from resode.plots.frame import COLOURS, GREY, MARKERS, legend_of, new_figure, shade_stages, tidy
+from resode.plots.frame import COLOURS, GREY, MARKERS, legend_of, new_figure, shade_stages, tidy, whole_numbers
 
 Tables = Mapping[str, Mapping[str, Any]]
 """Lesion tables (``LesionTable.to_dict``) by the name of the net."""
@@ -84,7 +84,7 @@ def by_number(tables: Tables, chance: float | None = None) -> Figure:
         )
     _chance_line(axes, chance)
     _errors(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes.xaxis)
     axes.set_xlabel("number of steps deleted")
     tidy(axes)
     figure.legend(*legend_of([axes]), frameon=False, fontsize=8, ncols=2, loc="outside upper center")
@@ -131,7 +131,7 @@ def _places(axes: Axes, analysis: str, found: Sequence[Mapping[str, Any]]) -> No
     if analysis == "stage":
         axes.set_xticks(range(len(found)), [str(lesion["stage"]) for lesion in found])
     elif analysis in PLACES:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
     else:
         names = [lesion["label"] for lesion in found]
         axes.set_xticks(range(len(found)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize=8)

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -24,6 +26,11 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks at whole numbers alone: epochs, steps and lengths, even of a single one, have no others."""
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def legend_of(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:

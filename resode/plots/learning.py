@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from resode.plots.frame import COLOURS, MARKERS, Records, new_figure, tidy
+from resode.plots.frame import COLOURS, MARKERS, Records, new_figure, tidy, whole_numbers
 
 
 def training(histories: Mapping[str, Records]) -> Figure:
@@ -35,7 +35,7 @@ def training(histories: Mapping[str, Records]) -> Figure:
             seen.add(net)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
         tidy(axes)
         if key == "train_accuracy":
             axes.set_ylim(0, 1.02)

@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from resode.plots.frame import COLOURS, GREY, MARKERS, legend_of, new_figure, tidy
+from resode.plots.frame import COLOURS, GREY, MARKERS, legend_of, new_figure, tidy, whole_numbers
 
 LEAST = 1e-8
 """Parts smaller than this share of the gradient are not drawn."""
@@ -65,7 +65,7 @@ def spectrum(found: Mapping[str, Found]) -> Figure:
     for axes, label in labels.items():
         axes.set_xlabel("length of the path")
         axes.set_ylabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
         tidy(axes)
     size.set_yscale("log")
     size.set_ylim(bottom=max(size.get_ylim()[0], LEAST))
@@ -73,6 +73,8 @@ def spectrum(found: Mapping[str, Found]) -> Figure:
         single.set_yscale("log")
     count.yaxis.set_major_formatter(PercentFormatter(1.0))
     share.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if any(one.get("effective") for one in found.values()):
+        size.set_xlabel("length of the path (bars: those that carry most)")
     figure.legend(*legend_of([size]), frameon=False, fontsize=8, ncols=2, loc="outside upper center")
     return figure
 
@@ -95,7 +97,7 @@ def spectra_by_step(found: Mapping[str, Any]) -> Figure:
             axes.axhline(i - 0.5, color="black", linewidth=0.8)
     axes.set_xlabel("length of the path from the step to the output")
     axes.set_ylabel("step (lines: stages)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes.xaxis)
+    whole_numbers(axes.yaxis)
     figure.colorbar(image, label="share of the gradient", format=PercentFormatter(1.0, decimals=0))
     return figure

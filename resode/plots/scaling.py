@@ -51,7 +51,7 @@ def growth(tables: Sequence[Mapping[str, Any]]) -> Figure:
         tidy(axes)
         axes.legend(frameon=False, fontsize=6.5, loc="lower left", handlelength=1.2, labelspacing=0.2)
     for axes in panels[-1]:
-        axes.set_xlabel("depth L")
+        axes.set_xlabel("depth $L$ ($p$: power of $L$, states)", fontsize=8)
     keys = [
         Line2D([], [], color=GREY, linestyle=style, label=label)
         for style, label in (
@@ -100,12 +100,14 @@ def trained_by_depth(cases: Sequence[Mapping[str, Any]]) -> Figure:
         row[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         row[3].set_ylim(0.0, None)
     for axes in panels[-1]:
-        axes.set_xlabel("blocks L")
+        axes.set_xlabel("blocks $L$ ($p$: power of $L$)", fontsize=8)
     keys = [
         Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=3.5, label=name)
         for i, name in enumerate(names)
     ]
-    figure.legend(handles=keys, frameon=False, fontsize=8, ncols=6, loc="outside upper center")
+    if any(t["diverged"] is not None for case in cases for t in case["trainings"]):
+        keys.append(Line2D([], [], color=GREY, linestyle="", marker="x", markersize=4, label="some seed diverged"))
+    figure.legend(handles=keys, frameon=False, fontsize=8, ncols=len(keys), loc="outside upper center")
     return figure
 
 
@@ -223,4 +225,6 @@ def _slopes(axes: Axes, depths: Sequence[int], exponents: Sequence[float]) -> No
     for p in exponents if drawn else ():
         line = [max(drawn) * (depth / depths[0]) ** p for depth in depths]
         axes.plot(depths, line, ":", color=GREY, linewidth=1.0)
-        axes.annotate(f"$L^{{{p:g}}}$", (depths[-1], line[-1]), fontsize=7, color=GREY, ha="right", va="bottom")
+        # Beyond the end of the line: above or below it, this or another line would strike the words through.
+        place = {"xytext": (5, 0), "textcoords": "offset points", "ha": "left", "va": "center"}
+        axes.annotate(f"$L^{{{p:g}}}$", (depths[-1], line[-1]), fontsize=7, color=GREY, **place)
