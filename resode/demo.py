@@ -201,7 +201,8 @@ def _what_lesions_show(tables: Mapping[str, Mapping[str, Any]]) -> str:
     for name, table in tables.items():
         scores = [step["score"] for step in table["lesions"] if step["score"] is not None]
         rises = [score["error"] - table["baseline"]["error"] for score in scores]
-        said.append(f"{name} {100 * median(rises):.1f} points (at most {100 * max(rises):.0f})")
+        middle = f"{100 * median(rises):.1f}".replace("-", "−")
+        said.append(f"{name} {middle} points (at most {100 * max(rises):.0f})")
     return (
         f"Rise of the error when one step is deleted and nothing retrained, median over the steps: {', '.join(said)}. "
         "Where a residual net loses a block, half of its paths remain; a plain net has but one path; an ODE net loses "
