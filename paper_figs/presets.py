@@ -33,8 +33,12 @@ def figure(published: Mapping[str, Any]) -> Figure:
 def _label(losses: Axes, errors: Axes, cases: Mapping[str, Mapping[str, Any]]) -> None:
     losses.set_xlabel("epoch")
     losses.set_ylabel("loss in training")
-    losses.set_yscale("log")
-    losses.set_xlim(0.5, 0.5 + max(len(seed["train_loss"]) for found in cases.values() for seed in found["seeds"]))
+    seen = [seed["train_loss"] for found in cases.values() for seed in found["seeds"]]
+    if max(map(max, seen)) > 10 * min(map(min, seen)):
+        losses.set_yscale("log")
+    else:  # a logarithmic axis would hardly have a number
+        losses.set_ylim(bottom=0.0)
+    losses.set_xlim(0.5, 0.5 + max(map(len, seen)))
     whole_numbers(losses.xaxis)
     losses.legend(frameon=False, fontsize=8)
     errors.set_xlabel("test error")

@@ -40,7 +40,8 @@ def lecture() -> Setup:
     The net (Simonyan & Zisserman 2015, with batch norm and global average pooling) is one of a grid: ``--blocks 1`` to
     ``3`` and ``--convs 1`` to ``3`` are blocks, each ended by a pooling, and convolutions in a block.
 
-    Expect: not measured yet (chance is an error of 90 %).
+    Expect: a test error of 30.0 % on CIFAR-10 (JPEG: the files encoded anew), one seed; 62.3 % for one block of one
+    convolution, 28.7 % for three of three.
     Time: 135,000 images for each net.
     """
     return Setup(
