@@ -136,6 +136,15 @@ def test_degradation_draws_the_mean_errors_of_every_epoch():
     assert legend(residual) == ["depth 8"]
 
 
+@pytest.mark.parametrize(("last", "scale"), [(0.02, "log"), (0.5, "linear"), (0.0, "linear")])
+def test_degradation_shows_small_errors_beside_large_ones(last, scale):
+    row = {"depth": 8, "seeds": [{"diverged": None, "train_error": [0.9, last], "test_error": [0.8, last], "seed": 0}]}
+    for axes in plots.degradation({"Plain": {"depths": [row]}, "Residual": {"depths": [row]}}).axes:
+        assert axes.get_yscale() == scale
+        low, high = axes.get_ylim()
+        assert low <= last < high == 1.0
+
+
 def test_degradation_leaves_out_seeds_that_diverged():
     row = degraded(8, 2)
     row["seeds"][1] |= {"diverged": "the loss became nan", "train_error": [0.9], "test_error": [0.9]}

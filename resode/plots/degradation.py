@@ -1,12 +1,13 @@
 """Training and test error of nets that differ in depth."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from statistics import mean
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from resode.plots.frame import COLOURS, new_figure, tidy, whole_numbers
 
@@ -14,7 +15,8 @@ from resode.plots.frame import COLOURS, new_figure, tidy, whole_numbers
 def degradation(nets: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Training error (dashed) and test error (solid) by epoch: a panel a kind of net, a colour a depth.
 
-    Curves are means over the seeds that did not diverge, bands span them (He et al. 2016, figure 6).
+    Curves are means over the seeds that did not diverge, bands span them (He et al. 2016, figure 6). The axis of errors
+    is logarithmic where they span more than a decade and none is 0.
 
     Args:
         nets: what ``experiments.degradation`` finds, by the name of the kind.
@@ -33,10 +35,27 @@ def degradation(nets: Mapping[str, Mapping[str, Any]]) -> Figure:
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_title(name, fontsize=9, loc="left")
         axes.set_xlabel("epoch")
-        axes.set_ylim(0, 1)
         whole_numbers(axes.xaxis)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         tidy(axes)
         axes.legend(frameon=False, fontsize=8)
     panels[0].set_ylabel("error (solid: test; dashed: training)")
+    _scale(panels[0], [error for found in nets.values() for row in found["depths"] for error in _errors(row)])
     return figure
+
+
+def _errors(row: Mapping[str, Any]) -> list[float]:
+    whole = [seed for seed in row["seeds"] if seed["diverged"] is None]
+    return [error for seed in whole for key in ("test_error", "train_error") for error in seed[key]]
+
+
+def _scale(axes: Axes, errors: Sequence[float]) -> None:
+    """The axis of errors that all panels share."""
+    least = min(errors, default=0.0)
+    if least > 0.0 and max(errors) > 10.0 * least:
+        axes.set_yscale("log")
+        axes.set_ylim(0.8 * least, 1.0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
