@@ -167,7 +167,21 @@ class ODEBlock(nn.Module):
         return grid_steps(self.solver, self.steps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """h(t1), of the shape of ``x``: (B, C) or (B, C, H, W)."""
+        """h(t1), of the shape of ``x``: (B, C) or (B, C, H, W).
+
+        Within ``torch.export`` the steps of a fixed grid become operations of the exported graph.
+
+        Raises:
+            InvalidInput: for settings that make no sense, or an adaptive solve within ``torch.export``.
+            SolverError: when an adaptive solve cannot go on.
+        """
+        if torch.compiler.is_exporting():
+            if self.grid_steps is None:
+                raise InvalidInput(
+                    f"{self.solver} chooses its steps by the values it meets, which an exported graph cannot: export "
+                    "the block with a fixed grid, solver_settings(model, steps=8)"
+                )
+            return self._forward(x, None)
         if torch.compiler.is_compiling():
             return _outside_graphs(self, x)
         return self._forward(x, self.compile_mode)
