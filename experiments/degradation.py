@@ -4,11 +4,11 @@ Plain and residual nets of the same depths, widths and recipe are trained from s
 error of every epoch is kept (He et al. 2016, arXiv 1512.03385, figures 1 and 6). Nothing is chosen by the test error:
 all nets get the same recipe, and are looked at as they are at its end.
 
-    python -m experiments.degradation cpu --data-dir data --publish results      MNIST, depths 20 and 56, 25 minutes
+    python -m experiments.degradation cpu --data-dir data --publish results      MNIST, depths 20 and 56, an hour
     python -m experiments.degradation digits --publish results                   digits, depths 20 to 110, 8 minutes
     python -m experiments.degradation paper --data-dir data --publish results    CIFAR-10, depths 20 to 110, a GPU
 
-(Times are those of 2 CPU cores, with AMX for MNIST.)
+(Times are those of a CPU core; MNIST's of one with AMX, beside other work.)
 """
 
 from collections.abc import Mapping, Sequence

@@ -5,9 +5,9 @@ another net of the lecture's grid. Test error is that of the last epoch; where a
 was chosen by looking at it.
 
     python -m experiments.presets mnist --data-dir data --publish results      MNIST, 45 minutes
-    python -m experiments.presets cifar --data-dir data --publish results      CIFAR-10, 20 minutes
+    python -m experiments.presets cifar --data-dir data --publish results      CIFAR-10, half an hour
     python -m experiments.presets cpu --data-dir data --publish results        both of these
-    python -m experiments.presets lecture --data-dir data --publish results    CIFAR-10, 20 minutes
+    python -m experiments.presets lecture --data-dir data --publish results    CIFAR-10, an hour of one core
     python -m experiments.presets paper --data-dir data --publish results      CIFAR-10, a GPU
 
 (Times are those of 2 CPU cores with AMX.)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from paper_figs.common import sign
-from resode.plots import COLOURS, MARKERS, new_figure, tidy, whole_numbers
+from resode.plots import COLOURS, MARKERS, new_figure, spans_a_decade, tidy, whole_numbers
 
 SOURCE = "presets"
 
@@ -34,7 +34,7 @@ def _label(losses: Axes, errors: Axes, cases: Mapping[str, Mapping[str, Any]]) -
     losses.set_xlabel("epoch")
     losses.set_ylabel("loss in training")
     seen = [seed["train_loss"] for found in cases.values() for seed in found["seeds"]]
-    if max(map(max, seen)) > 10 * min(map(min, seen)):
+    if spans_a_decade([loss for losses_of in seen for loss in losses_of]):
         losses.set_yscale("log")
     else:  # a logarithmic axis would hardly have a number
         losses.set_ylim(bottom=0.0)

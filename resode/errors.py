@@ -15,6 +15,10 @@ class InvalidInput(ResodeError, ValueError):
     """An argument, a setting or a file that cannot be used."""
 
 
+class NoSuchSteps(InvalidInput):
+    """A network that has no steps of the kind that is asked about."""
+
+
 class RunError(ResodeError):
     """A run folder that cannot be made, read or continued."""
 

@@ -306,6 +306,11 @@ def test_every_analysis_of_lesion_writes_its_result_and_its_figure(trained, caps
     assert not list(Path("found").glob("progress/*"))
 
 
+def test_the_usual_analyses_do_not_leave_out_a_setting_that_makes_no_sense(trained, capsys):
+    assert call("lesion", str(trained), "--limit", "20", "--draws", "0") != 0
+    assert "draws is 0" in capsys.readouterr().err
+
+
 def test_the_usual_analyses_leave_out_what_a_network_has_no_steps_for(capsys):
     narrow = ["--net", "vgg", "--blocks", "2", "--convs", "1", "--width", "4", "--epochs", "1", "--batch-size", "512"]
     assert call("train", *narrow, "--out", "run") == 0

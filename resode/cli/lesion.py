@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from resode.cli.common import Flat
 from resode.cli.subject import Look, Subject
-from resode.errors import InvalidInput
+from resode.errors import NoSuchSteps
 from resode.paths import lesion
 from resode.paths.ensemble import EnsembleTable, subnetworks
 from resode.paths.scores import Score
@@ -51,8 +51,8 @@ class Lesion:
             for analysis in USUAL if self.analyses is None else self.analyses:
                 try:
                     whole = self._analyse(look, analysis)
-                except InvalidInput as problem:
-                    if self.analyses is not None or whole is None:
+                except NoSuchSteps as problem:
+                    if self.analyses is not None:
                         raise
                     print(f"{analysis} is left out: {problem}")
         if whole is not None:

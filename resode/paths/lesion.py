@@ -15,7 +15,7 @@ from typing import Unpack
 from scipy.stats import kendalltau
 
 from resode.dynamics import ResidualDynamics
-from resode.errors import InvalidInput
+from resode.errors import InvalidInput, NoSuchSteps
 from resode.paths.interventions import Intervention, delete
 from resode.paths.places import Stage, select
 from resode.paths.study import Data, How, Study
@@ -64,7 +64,7 @@ def layer(view: ResidualDynamics, data: Data, **how: Unpack[How]) -> LesionTable
     study = Study(view, data, how)
     places = [i for i, step in enumerate(view.steps) if step.is_counted]
     if not places:
-        raise InvalidInput("this network has no layer without a shortcut: its steps are deleted by lesion.single")
+        raise NoSuchSteps("this network has no layer without a shortcut: its steps are deleted by lesion.single")
     return _each("layer", study, places)
 
 
@@ -136,13 +136,14 @@ def permute(
         seed: of the draws.
 
     Raises:
-        InvalidInput: when no two steps have one shape, or for fewer than one draw.
+        NoSuchSteps: when no two steps have one shape.
+        InvalidInput: for fewer than one draw.
     """
     study = Study(view, data, how)
     view, lesions, networks = study.view, [], []
     pairs = exchangeable(view, select(view, stage=stage))
     if not pairs:
-        raise InvalidInput("no two of these steps take and give states of one shape: there is nothing to permute")
+        raise NoSuchSteps("no two of these steps take and give states of one shape: there is nothing to permute")
     for k, draw, drawn in _draws(_numbers(numbers, most), draws, seed):
         order = list(range(len(view.steps)))
         for i, j in (drawn.choice(pairs) for _ in range(k)):
@@ -220,7 +221,7 @@ def _numbers(given: Sequence[int] | None, most: int | None, there: int | None = 
     if given is not None and most is not None:
         raise InvalidInput(f"numbers {list(given)} and most={most} both say how many: give one of them")
     if there == 0:
-        raise InvalidInput("none of these steps can be deleted")
+        raise NoSuchSteps("none of these steps can be deleted")
     if most is None:
         most = 10 if there is None else min(10, there)
     numbers = list(range(1, most + 1)) if given is None else list(given)

@@ -7,7 +7,7 @@ from resode.plots.certificate import certificate, regime
 from resode.plots.degradation import degradation
 from resode.plots.deletions import by_number, by_order, lesions
 from resode.plots.depth import convergence
-from resode.plots.frame import COLOURS, GREY, MARKERS, Records, new_figure, tidy, whole_numbers
+from resode.plots.frame import COLOURS, GREY, MARKERS, Records, new_figure, spans_a_decade, tidy, whole_numbers
 from resode.plots.learning import training, trajectories
 from resode.plots.path_lengths import spectra_by_step, spectrum
 from resode.plots.scaling import growth, trained_by_depth
@@ -26,6 +26,7 @@ __all__ = [
     "lesions",
     "new_figure",
     "regime",
+    "spans_a_decade",
     "spectra_by_step",
     "spectrum",
     "tidy",

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
-from resode.plots.frame import COLOURS, new_figure, tidy, whole_numbers
+from resode.plots.frame import COLOURS, new_figure, spans_a_decade, tidy, whole_numbers
 
 
 def degradation(nets: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -25,7 +25,7 @@ def degradation(nets: Mapping[str, Mapping[str, Any]]) -> Figure:
     panels = figure.subplots(1, len(nets), sharey=True, squeeze=False)[0]
     for axes, (name, found) in zip(panels, nets.items(), strict=True):
         for row, colour in zip(found["depths"], cycle(COLOURS), strict=False):
-            whole = [seed for seed in row["seeds"] if seed["diverged"] is None]
+            whole = _whole(row)
             for key, style in (("test_error", "-"), ("train_error", "--")) if whole else ():
                 columns = list(zip(*(seed[key] for seed in whole), strict=True))
                 epochs = range(1, len(columns) + 1)
@@ -43,17 +43,20 @@ def degradation(nets: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def _whole(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The trainings that did not diverge."""
+    return [seed for seed in row["seeds"] if seed["diverged"] is None]
+
+
 def _errors(row: Mapping[str, Any]) -> list[float]:
-    whole = [seed for seed in row["seeds"] if seed["diverged"] is None]
-    return [error for seed in whole for key in ("test_error", "train_error") for error in seed[key]]
+    return [error for seed in _whole(row) for key in ("test_error", "train_error") for error in seed[key]]
 
 
 def _scale(axes: Axes, errors: Sequence[float]) -> None:
     """The axis of errors that all panels share."""
-    least = min(errors, default=0.0)
-    if least > 0.0 and max(errors) > 10.0 * least:
+    if spans_a_decade(errors):
         axes.set_yscale("log")
-        axes.set_ylim(0.8 * least, 1.0)
+        axes.set_ylim(0.8 * min(errors), 1.0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:

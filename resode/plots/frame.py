@@ -33,6 +33,11 @@ def whole_numbers(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
+def spans_a_decade(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis serves ``values``: none is 0 or less, and the largest is 10 times the smallest."""
+    return min(values, default=0.0) > 0.0 and max(values) > 10.0 * min(values)
+
+
 def legend_of(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
     """Handles and labels of all the panels, each label once."""
     found = {}
