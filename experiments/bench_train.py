@@ -18,10 +18,11 @@ after a turn of each that is not measured; a ratio is of medians, with the small
 
     python -m experiments.bench_train cpu --publish results     about 3 minutes on 2 CPU cores
     python -m experiments.bench_train cuda --publish results    on a GPU; compiling takes a few minutes more
+    python -m experiments.bench_train graphs --publish results  the same with CUDA graphs
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -52,6 +53,7 @@ class Config:
         precisions: float32, bfloat16 (autocast): of each net a case.
         channels_last: lay images and weights channels-last in memory.
         compile: compile the nets by torch.compile.
+        compile_mode: its mode; reduce-overhead launches the kernels as CUDA graphs.
         depth: depth 6n + 2 of resnet.
         width: channels of the first stage; an even number.
         solver: of odenet.
@@ -74,6 +76,7 @@ class Config:
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     channels_last: bool = False
     compile: bool = False
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
     depth: int = 20
     width: int = 16
     solver: str = "midpoint"
@@ -126,24 +129,26 @@ class Config:
             net=NetConfig(net=net, depth=self.depth, width=self.width, size=size, **solve),
             recipe=recipe,
             steps=self.steps,
-            compile=self.compile,
+            compile=self.compile_mode if self.compile else None,
             device=self.device,
         )
 
 
+CUDA = Config(
+    precisions=("bfloat16", "float32"),
+    channels_last=True,
+    compile=True,
+    batch=512,
+    steps=97,  # an epoch of CIFAR's 50,000 images
+    workers=(0, 8),
+    lead_in=1,
+    device="cuda",
+)
 CONFIGS = {
     "smoke": Config(depth=8, width=4, solver_steps=1, side=8, batch=4, steps=2, workers=(0,), repetitions=1),
     "cpu": Config(),
-    "cuda": Config(
-        precisions=("bfloat16", "float32"),
-        channels_last=True,
-        compile=True,
-        batch=512,
-        steps=97,  # an epoch of CIFAR's 50,000 images
-        workers=(0, 8),
-        lead_in=1,
-        device="cuda",
-    ),
+    "cuda": CUDA,
+    "graphs": replace(CUDA, compile_mode="reduce-overhead"),
 }
 
 
@@ -222,7 +227,7 @@ def table(found: Mapping[str, Any], config: Config) -> str:
     """All of it, in Markdown."""
     lines = [f"{peer}: skipped, {why}" for peer, why in found["absent"].items()]
     layout = "channels-last" if config.channels_last else "contiguous"
-    how = f"{layout}, {'compiled' if config.compile else 'not compiled'}"
+    how = f"{layout}, {f'compiled ({config.compile_mode})' if config.compile else 'not compiled'}"
     where = f"{config.device}, {found['threads']} threads"
     for case in found["cases"]:
         lines += [

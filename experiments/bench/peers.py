@@ -124,7 +124,7 @@ def _ours(work: Work, f: nn.Module, name: str) -> Solve:
     else:
         settings |= {"rtol": work.problem.tolerance, "atol": work.problem.tolerance}
     if work.compiled:
-        settings["compile"] = True
+        settings["compile"] = work.compiled
     return ODEBlock(f, name, **settings)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from experiments.bench import peers
 from experiments.bench.work import FLOOR, OURS, Work
+from resode.blocks.compiled import begin_graphs
 
 MIB = 2**20
 
@@ -49,6 +50,7 @@ class Bench:
     def start(self, x: Tensor | None = None) -> Tensor:
         """A leaf to start from, without the gradients of the time before."""
         self.f.zero_grad(set_to_none=True)
+        begin_graphs(self.work.compiled, self.x.device)
         return (self.x if x is None else x).detach().requires_grad_()
 
     def once(self, x: Tensor, solve: peers.Solve | None = None) -> Tensor:

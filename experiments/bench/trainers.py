@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.bench.plain_loop import PADDING, make_loader, make_sgd, train_epoch
+from resode.blocks.compiled import begin_graphs
 from resode.data.augment import Augment
 from resode.data.dataset import DataSet, moments
 from resode.data.splits import Split
@@ -65,14 +66,14 @@ class Subject:
         net: the net; "pad" is its shortcut.
         recipe: precision, layout, batch size, seed, and SGD's settings; of one epoch.
         steps: of a turn: the training split has so many batches.
-        compile: compile the nets by torch.compile.
+        compile: the mode in which torch.compile compiles the nets; None: they are not compiled.
         device: where the nets and, but for the DataLoader loop, the images are.
     """
 
     net: NetConfig
     recipe: Recipe
     steps: int
-    compile: bool
+    compile: str | None
     device: str
 
     @cached_property
@@ -101,9 +102,17 @@ class Subject:
             lay_channels_last(model)
         return model.to(self.device)
 
-    def called(self, model: nn.Module) -> nn.Module:
-        """``model`` as it is called in training."""
-        return torch.compile(model.train()) if self.compile else model.train()
+    def called(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """``model`` as it is called in training, once a step."""
+        if not self.compile:
+            return model.train()
+        compiled = torch.compile(model.train(), mode=self.compile)
+
+        def forward(x: Tensor) -> Tensor:
+            begin_graphs(self.compile, x.device)
+            return compiled(x)
+
+        return forward
 
 
 def contenders(subject: Subject, workers: Sequence[int]) -> list[Contender]:
@@ -127,7 +136,7 @@ def fitted(subject: Subject) -> Contender:
     model, data, recipe = subject.built(), subject.data, subject.recipe
 
     def turn() -> float:
-        return fit(model, data, recipe, augment=AUGMENT, compile=subject.compile)[-1]["train_loss"]
+        return fit(model, data, recipe, augment=AUGMENT, compile=subject.compile or False)[-1]["train_loss"]
 
     return Contender(FIT, model, turn)
 

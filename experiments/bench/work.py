@@ -18,6 +18,9 @@ PLAIN_SOLVERS = {
 }
 """What each peer is asked for; torchode has no method of order 4 on a fixed grid."""
 
+COMPILED = {"default": "compiled", "reduce-overhead": "CUDA graphs"}
+"""What modes of torch.compile are called."""
+
 TWIN = {"rk4": "rk4-38"}
 """Our solver with the tableau that torchdiffeq has under a name: its "rk4" is the 3/8 rule."""
 
@@ -36,7 +39,7 @@ class Problem:
         steps: of a fixed grid; None where a tolerance is given.
         tolerance: rtol and atol of an adaptive solve.
         precision: float32, or bf16 (autocast).
-        compiled: measure ours compiled, too.
+        compiled: modes of torch.compile in which ours is measured, too.
     """
 
     solver: str
@@ -45,7 +48,7 @@ class Problem:
     steps: int | None = None
     tolerance: float | None = None
     precision: str = "float32"
-    compiled: bool = False
+    compiled: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -62,6 +65,7 @@ class Work:
     Args:
         table, case: where its row stands.
         label: what its row is called; several of one peer may stand in a case.
+        compiled: the mode of torch.compile by which the steps are compiled; None: they are not.
         subject: a way of ours whose cost the others' is compared with.
         evaluations: length of the floor's chain of convolutions, in evaluations of f.
         timed: take part in the rounds.
@@ -78,7 +82,7 @@ class Work:
     device: str
     layout: str = DEFAULT_LAYOUT
     gradient: str = "backprop"
-    compiled: bool = False
+    compiled: str | None = None
     subject: bool = False
     evaluations: int = 0
     timed: bool = True
@@ -133,8 +137,11 @@ def compared(table: str, problem: Problem, common: dict, peers: Sequence[str], l
         given = {"table": table, "case": problem.name, "problem": problem, "layout": layout, **common}
         ours, theirs = weighed and layout == OUR_LAYOUT, weighed and layout == LAYOUTS[0]
         works.append(Work(peer=OURS, label=OURS, subject=True, memory=ours, **given))
-        if problem.compiled and layout == OUR_LAYOUT:
-            works.append(Work(peer=OURS, label=f"{OURS}, compiled", compiled=True, subject=True, **given))
+        if layout == OUR_LAYOUT:
+            compiled = {mode: f"{OURS}, {COMPILED.get(mode, mode)}" for mode in problem.compiled}
+            works += [
+                Work(peer=OURS, label=said, compiled=mode, subject=True, **given) for mode, said in compiled.items()
+            ]
         asked = [peer for peer in peers if problem.solver in PLAIN_SOLVERS[peer]]
         works += [Work(peer=peer, label=peer, memory=theirs, **given) for peer in asked]
     return _case(works)
@@ -185,7 +192,7 @@ def _case(works: list[Work]) -> Case:
         table=first.table,
         name=first.case,
         works=tuple(works),
-        floor=tuple(replace(work, gradient="backprop", compiled=False) for work in floor),
+        floor=tuple(replace(work, gradient="backprop", compiled=None) for work in floor),
     )
 
 

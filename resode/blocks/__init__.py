@@ -1,6 +1,7 @@
 """A residual branch, and the two ways to run it: as a residual block, or as the vector field of an ODE block."""
 
 from resode.blocks.branch import KINDS, POST_ACTIVATION, TIMES, Branch
+from resode.blocks.compiled import COMPILE_MODES, begin_graphs
 from resode.blocks.fidelity import FIDELITY_TOLERANCE, Agreement, Fidelity, gradient_fidelity
 from resode.blocks.foreign import convert, refuse_foreign
 from resode.blocks.ode import ODEBlock, ode_blocks, solver_settings
@@ -22,6 +23,7 @@ from resode.blocks.transport import collect_penalties
 
 __all__ = [
     "ADAPTIVE",
+    "COMPILE_MODES",
     "FIDELITY_TOLERANCE",
     "GRADIENTS",
     "KINDS",
@@ -41,6 +43,7 @@ __all__ = [
     "ResidualBlock",
     "SolveStats",
     "Tableau",
+    "begin_graphs",
     "check_solver",
     "collect_penalties",
     "convert",

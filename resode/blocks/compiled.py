@@ -24,8 +24,28 @@ from resode.blocks.tableaux import Tableau
 from resode.errors import InvalidInput
 from resode.layers.context import DerivedInput, Draw, Field, MaskInput, Moments, SolveContext
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""Modes of torch.compile."""
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Those of them whose kernels are recorded in CUDA graphs, on a GPU."""
+
 TOLERANCE = 2e-3
 """How far, relative to its norm, a traced step may be from the eager one; 8 roundings, where these are more."""
+
+
+def begin_graphs(mode: str | bool | None, device: torch.device) -> None:
+    """Say that a step of training, or an evaluation, begins: what CUDA graphs computed in the one before may be written over.
+
+    By itself torch takes each call of a compiled function for such a beginning, once no backward pass is pending; so it
+    would write over the states of a solve whose steps are graphs of their own while the solve still needs them. Where
+    it was told once, it waits to be told again.
+
+    Args:
+        mode: torch.compile's mode (True: the default one), or None or False; it matters whether it has CUDA graphs.
+        device: where the graphs run.
+    """
+    if mode in CUDA_GRAPHS and device.type == "cuda":
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 class Compiler:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resode.blocks.adjoint import Adjoint
 from resode.blocks.checkpoint import Checkpoint
-from resode.blocks.compiled import Compiler
+from resode.blocks.compiled import COMPILE_MODES, Compiler
 from resode.blocks.control import Adaptive, Tolerances
 from resode.blocks.foreign import refuse_foreign
 from resode.blocks.gradients import Mode, integrate, wide
@@ -37,7 +37,6 @@ from resode.layers.norm import BatchNorm, index_statistics
 
 ADAPTIVE_KNOTS = 9
 """Knots of the running statistics where no fixed grid suggests their number."""
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 class ODEBlock(nn.Module):
@@ -56,7 +55,9 @@ class ODEBlock(nn.Module):
         rtol, atol: tolerances of an adaptive solve (1e-3 each if None).
         t0, t1: ends of the interval of integration.
         gradient: "backprop", "checkpoint", "reversible" or "adjoint" (see ``blocks.gradients``).
-        compile: run each step as one compiled graph (see ``blocks.compiled``); True, or a mode of torch.compile.
+        compile: run each step as one compiled graph (see ``blocks.compiled``); True, or a mode of torch.compile. In a
+            mode of CUDA graphs ("reduce-overhead", "max-autotune") call ``begin_graphs`` at the start
+            of each training step, as ``fit`` does.
         mask_intervals: dropout masks are drawn once for each of this many equal intervals of [t0, t1]. The default
             of 1, once per solve, is another regularizer than a discrete net's: with N intervals the block is the
             twin of N residual blocks.

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from resode.blocks.branch import KINDS, TIMES, make_basis
+from resode.blocks.compiled import COMPILE_MODES
 from resode.blocks.residual import SHORTCUTS, make_scale
 from resode.blocks.settings import check_extras, check_solver
 from resode.data.augment import Augment
@@ -45,8 +46,10 @@ class Architecture:
         gradient: how a solve is differentiated: backprop (exact, keeps every evaluation of f), checkpoint (exact, keeps
             the state at each step), reversible (exact for a solver of its own, keeps nothing), adjoint (approximate,
             keeps nothing; the run says how far off it is).
-        compile: compile each step of a solve into one graph: minutes at first, and faster afterwards where the branch
-            is bound by launches and memory (on a CPU seldom).
+        compile: compile each step of a solve, and in training the rest of the net, into graphs: minutes at first, and
+            faster afterwards where it is bound by launches and memory (on a CPU seldom).
+        compile_mode: torch.compile's mode: default; reduce-overhead records the kernels in CUDA graphs, which launch at
+            once; max-autotune tries kernels as well; max-autotune-no-cudagraphs does that alone.
         mask_intervals: intervals of t with dropout masks of their own (1: once a solve).
         extra_channels: channels of zeros added to the state of each ODE block, and dropped after it, which give its
             paths room to pass each other (augmented neural ODEs).
@@ -91,6 +94,7 @@ class Architecture:
     max_steps: int = 10_000
     gradient: Literal["backprop", "checkpoint", "reversible", "adjoint"] = "backprop"
     compile: bool = False
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     mask_intervals: int = 1
     extra_channels: int = 0
     kinetic: float = 0.0
@@ -102,6 +106,7 @@ class Architecture:
         choose(self.kind, KINDS, "branch kind")
         choose(self.shortcut, SHORTCUTS, "shortcut")
         choose(self.time, TIMES, "time conditioning")
+        choose(self.compile_mode, COMPILE_MODES, "compile mode")
         make_basis(self.time, self.knots)
         make_scale(self.scale, 1)
         if not isinstance(self.scale, str) and not math.isfinite(self.scale):

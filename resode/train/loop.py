@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from resode.blocks.compiled import COMPILE_MODES, begin_graphs
 from resode.data.augment import Augment
 from resode.data.sets import DataSet
-from resode.errors import InvalidInput, RunError, TrainingError
+from resode.errors import InvalidInput, RunError, TrainingError, choose
 from resode.layers.layout import lay_channels_last
 from resode.nets.refine import refine
 from resode.runs import Run
@@ -62,7 +63,7 @@ def fit(
     augment: Augment | None = None,
     run: Run | None = None,
     callbacks: Sequence[Callback] = (),
-    compile: bool = False,
+    compile: bool | str = False,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Train ``model`` on the training split of ``data``, on the device where both are.
@@ -83,7 +84,8 @@ def fit(
             follow from the number of the epoch, so that the checkpoint fits the structure they make. Patience counts
             from the last change of structure, and averages begin there.
         compile: compile the forward and the backward pass by torch.compile: minutes at first, and faster afterwards
-            where a net is bound by launches and memory.
+            where a net is bound by launches and memory. True, or a mode of torch.compile: "reduce-overhead" launches
+            all kernels of a pass at once, as CUDA graphs, which batches of one size, as here, allow.
         progress: show a bar with loss, accuracy, evaluations of f and images per second (where the output is a
             terminal; elsewhere a line an epoch).
 
@@ -95,10 +97,12 @@ def fit(
 
     Raises:
         TrainingError: when the loss or a weight is no longer finite; the last checkpoint stays as it was.
-        InvalidInput: as :func:`check_fit`.
+        InvalidInput: as :func:`check_fit`, and for an unknown mode of compile.
         RunError: when the checkpoint of ``run`` is not one of ``model``.
     """
     check_fit(model, data, recipe)
+    if isinstance(compile, str):
+        choose(compile, COMPILE_MODES, "mode of compile")
     if recipe.channels_last:
         lay_channels_last(model)
     with as_factors(model) if recipe.factorize else nullcontext():
@@ -162,7 +166,7 @@ class _Training:
     augment: Augment | None
     stepper: Stepper
     callbacks: tuple[Callback, ...]
-    compile: bool
+    compile: bool | str
 
     def __post_init__(self) -> None:
         self.forward = self._forward()
@@ -188,7 +192,9 @@ class _Training:
         """The model as it is called in training."""
         active = self.recipe.active_steps
         called = self.model if active is None else SampledSteps(self.model, active)
-        return torch.compile(called) if self.compile else called
+        if not self.compile:
+            return called
+        return torch.compile(called, mode="default" if self.compile is True else self.compile)
 
     def before_epoch(self, epoch: int) -> bool:
         """Call the callbacks; whether any changed the structure of the model."""
@@ -260,6 +266,7 @@ def _epoch(training: _Training, epoch: int, tell: Callable[[int, float, float, i
     )
     for step, (x, wanted) in enumerate(batches):
         lr = learning_rate(recipe, epoch * steps + step, steps)
+        begin_graphs(training.compile, device)
         loss, penalty, hits = training.stepper.step(training.forward, x, wanted, lr)
         training.averaging.after_step(epoch * steps + step)
         losses[step] = loss

@@ -130,8 +130,15 @@ def _train(setup: Setup, path: str | Path, place: torch.device, progress: bool) 
             return run
         measured = {"start": _fidelity(model, dataset)}
         _warn(measured["start"], progress)
-        compile, augment = setup.architecture.compile, setup.stack.augment
-        records = fit(model, dataset, recipe, augment=augment, run=run, compile=compile, progress=progress)
+        records = fit(
+            model,
+            dataset,
+            recipe,
+            augment=setup.stack.augment,
+            run=run,
+            compile=setup.architecture.compile_mode if setup.architecture.compile else False,
+            progress=progress,
+        )
         splits = [name for name in ("train", "validation", "test") if len(getattr(dataset, name))]
         found = {
             name: evaluate(model, dataset.batches(name, EVALUATION_BATCH), mirrored=recipe.mirrored) for name in splits

@@ -45,6 +45,8 @@ class Stepper:
             group["lr"] = lr
         if recipe.channels_last and x.ndim == 4:
             x = channels_last(x)
+        # Before the forward pass: CUDA graphs write the gradients of this step where those of the last one lie.
+        optimizer.zero_grad()
         dtype = PRECISIONS[recipe.precision]
         autocast = torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not torch.float32)
         with autocast, collect_penalties() as of_blocks:
@@ -53,7 +55,6 @@ class Stepper:
         of_weights = penalty(self.model, recipe.penalty)
         added = [p.float() for p in (*of_blocks, of_weights) if p is not None]
         extra = torch.stack(added).sum() if added else None
-        optimizer.zero_grad()
         self.scaler.scale(loss if extra is None else loss + extra).backward()
         self._clip()
         self.scaler.step(optimizer)
