@@ -34,7 +34,7 @@ TOLERANCE = 2e-3
 
 
 def begin_graphs(mode: str | bool | None, device: torch.device) -> None:
-    """Say that a step of training, or an evaluation, begins: what CUDA graphs computed in the one before may be written over.
+    """Say that a step of training begins, or an evaluation: CUDA graphs may write over what they computed before.
 
     By itself torch takes each call of a compiled function for such a beginning, once no backward pass is pending; so it
     would write over the states of a solve whose steps are graphs of their own while the solve still needs them. Where
