@@ -34,8 +34,11 @@ class Adjoint:
         self.start: Tensor | None = None
 
     def forward(self, f: Solve, scheme: Scheme, state: State) -> tuple[State, State]:
-        end = scheme.integrate(f, state, RungeKutta(scheme.tableau))
+        end = self.evaluate(f, scheme, state)
         return end, end
+
+    def evaluate(self, f: Solve, scheme: Scheme, state: State) -> State:
+        return scheme.integrate(f, state, RungeKutta(scheme.tableau))
 
     def backward(self, f: Solve, scheme: Scheme, kept: State, cotangent: State, gradients: Gradients) -> State:
         a, *others = cotangent

@@ -28,6 +28,9 @@ class Checkpoint:
 
         return scheme.integrate(f, state, RungeKutta(scheme.tableau), keep), tuple(kept)
 
+    def evaluate(self, f: Solve, scheme: Scheme, state: State) -> State:
+        return scheme.integrate(f, state, RungeKutta(scheme.tableau))
+
     def backward(self, f: Solve, scheme: Scheme, kept: State, cotangent: State, gradients: Gradients) -> State:
         step, parts = RungeKutta(scheme.tableau), len(cotangent)
         for i in reversed(range(len(self.steps))):

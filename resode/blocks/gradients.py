@@ -36,6 +36,10 @@ class Mode(Protocol):
         """The state at the end, from ``state`` at the start, and the tensors that the backward pass needs."""
         ...
 
+    def evaluate(self, f: Solve, scheme: Scheme, state: State) -> State:
+        """The same state at the end, with nothing kept: there will be no backward pass."""
+        ...
+
     def backward(self, f: Solve, scheme: Scheme, kept: State, cotangent: State, gradients: "Gradients") -> State:
         """The cotangent at the start, from that at the end; those of ``gradients.wanted`` are added there."""
         ...
@@ -92,7 +96,7 @@ def integrate(f: Solve, scheme: Scheme, state: State, mode: Mode | None, paramet
     if forward_ad._current_level >= 0:  # with gradients off, too: a tangent of the weights would be lost, unsaid
         raise InvalidInput(f"gradient={mode.name!r} has no forward mode: use gradient='backprop'")
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*state, *parameters))):
-        return mode.forward(f, scheme, state)[0]
+        return mode.evaluate(f, scheme, state)
     if torch._C._are_functorch_transforms_active():
         raise InvalidInput(f"gradient={mode.name!r} does not go with torch.func's transforms: use gradient='backprop'")
     return _Solved.apply(f, scheme, mode, len(state), *state, *parameters)

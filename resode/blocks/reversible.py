@@ -9,6 +9,7 @@ which is undone by z = z' + Ψ_{−Δ}(t + Δ, y'), y = (y' − (1 − λ) z −
 not grow with their number; the gradient is exact for this solve, which has the tableau's order and evaluates f twice
 as often a step. Undoing multiplies rounding by up to λ^(−N)."""
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -102,6 +103,9 @@ class Reversible:
         end = scheme.integrate(f, (*state, *state), step, lambda start, end, _: self.steps.append((start, end)))
         return halves(end)[0], end
 
+    def evaluate(self, f: Solve, scheme: Scheme, state: State) -> State:
+        return self.forward(f, scheme, state)[0]
+
     def backward(self, f: Solve, scheme: Scheme, kept: State, cotangent: State, gradients: Gradients) -> State:
         self._warn()
         step, state = ReversibleStep(scheme.tableau, self.coupling), kept
@@ -113,7 +117,7 @@ class Reversible:
         return _sum(*halves(cotangent))
 
     def _warn(self) -> None:
-        grown = self.coupling ** -len(self.steps)
+        grown = _power(self.coupling, -len(self.steps))
         if grown > AMPLIFICATION:
             warnings.warn(
                 f"gradient='reversible' with {len(self.steps)} steps and coupling {self.coupling:g}: undoing them "
@@ -121,6 +125,14 @@ class Reversible:
                 "gradient='checkpoint'",
                 stacklevel=2,
             )
+
+
+def _power(base: float, exponent: int) -> float:
+    """base^exponent, which Python refuses to compute where it is too large for a float."""
+    try:
+        return base**exponent
+    except OverflowError:
+        return math.inf
 
 
 def _sum(one: State, other: State) -> State:

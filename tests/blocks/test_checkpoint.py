@@ -91,6 +91,26 @@ def test_the_backward_pass_holds_the_graph_of_one_step_at_a_time():
     assert most_held(lambda: solved(gradient="backprop", steps=32)) > 8 * backward(32)
 
 
+def test_without_a_backward_pass_no_state_is_kept():
+    class Watched(Bump):
+        def __init__(self):
+            super().__init__()
+            self.given, self.most = weakref.WeakSet(), 0
+
+        def forward(self, t, h):
+            self.given.add(h)
+            self.most = max(self.most, len(self.given))
+            return super().forward(t, h)
+
+    def most_states(steps):
+        block = ODEBlock(Watched(), "euler", steps, gradient="checkpoint")
+        with torch.no_grad():
+            block(randn(3, 4))
+        return block.branch.most
+
+    assert most_states(32) == most_states(2) <= 2
+
+
 @pytest.mark.parametrize("settings", [{"steps": 8}, {"solver": "dopri5", **TIGHT}])
 def test_the_gradient_of_a_trajectory_is_backpropagations(settings):
     found = []

@@ -187,6 +187,8 @@ def test_many_steps_of_a_small_coupling_warn_of_the_rounding_they_multiply():
         solve(459, 0.99).backward()
     with pytest.warns(UserWarning, match=r"rounding by up to 1\.02e\+03"):
         solve(10, 0.5).backward()
+    with pytest.warns(UserWarning, match=r"400 steps and coupling 0\.1: .* rounding by up to inf"):
+        solve(400, 0.1).backward()  # 10^400 is no float
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         solve(458, 0.99).backward()
