@@ -10,7 +10,7 @@ many as the ODE block has steps (equal parameters); and residual blocks with wei
 evaluations of f (equal evaluations). The residual nets are lifted, and certified as well.
 
     python -m experiments.depth_limit cpu --publish results                      digits; 10 minutes
-    python -m experiments.depth_limit mnist --data-dir data --publish results    MNIST at 14 × 14 pixels
+    python -m experiments.depth_limit mnist --data-dir data --publish results    MNIST at 14 × 14 pixels; an hour
     python -m experiments.depth_limit points --publish results                   circles in the plane; 8 minutes
     python -m experiments.depth_limit paper --data-dir data --publish results    CIFAR-10, to ResNet-110's blocks, a GPU
 
@@ -186,11 +186,8 @@ CONFIGS = {
     "mnist": Config(
         data="mnist",
         image_size=14,
-        trained=(("euler", 1), ("euler", 2), ("euler", 4), ("rk4", 2)),
-        epochs=1,
-        warmup=0.2,
-        samples=512,
-        few=16,
+        epochs=3,
+        warmup=0.5,
     ),
     "points": _POINTS,
     # ResNet-20, -38 and -110 have 3, 6 and 18 blocks a stage: so many steps of Euler's, and untied blocks beside them.
