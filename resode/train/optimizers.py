@@ -107,4 +107,18 @@ def make_optimizer(
         return AdamW(groups, lr=lr, fused=fused)
     if name == "sgdw":
         return SGDW(groups, lr=lr, momentum=momentum, nesterov=nesterov)
-    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
+    optimizer = SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused)
+    if fused and momentum:
+        begin_at_rest(optimizer)
+    return optimizer
+
+
+def begin_at_rest(optimizer: SGD) -> None:
+    """Give each parameter of ``optimizer`` a momentum of 0; the first step makes it g, as without.
+
+    A fused SGD makes its momenta in the first step, of memory as it finds it. A step that is left out, as float16's
+    first ones are until their scale fits, does not write to them, and the next one adds to whatever was there.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)

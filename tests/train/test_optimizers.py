@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim import SGD
 
 from resode import InvalidInput, NetConfig, Stack, build
 from resode.limits import refine_
-from resode.train.optimizers import OPTIMIZERS, SGDW, make_optimizer
+from resode.train.optimizers import OPTIMIZERS, SGDW, begin_at_rest, make_optimizer
 from resode.train.penalties import decaying, parameter_groups
 
 RATES = (0.05, 0.05, 0.02, 0.1)
@@ -262,6 +263,28 @@ def test_on_cuda_a_fused_step_agrees_with_the_cpu(name):
         ours.step()
         cudas.step()
     assert_same(model, other.cpu(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_fused_first_step_that_overflows_leaves_no_trace(nesterov):
+    """The fused kernels of the CPU and of CUDA are told of an overflow alike."""
+    models = [nn.Linear(64, 64).double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    settings = {"lr": 0.1, "momentum": 0.9, "nesterov": nesterov, "weight_decay": DECAY}
+    never, fused = SGD(models[0].parameters(), **settings), SGD(models[1].parameters(), **settings, fused=True)
+    begin_at_rest(fused)
+    fused.grad_scale, fused.found_inf = torch.tensor(1.0), torch.tensor(1.0)
+    for p in models[1].parameters():
+        p.grad = torch.full_like(p, math.inf)
+    fused.step()
+    fused.found_inf = torch.tensor(0.0)
+    for step in range(3):
+        for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step), dtype=p.dtype)
+            q.grad = p.grad.clone()
+        never.step()
+        fused.step()
+    assert_same(*models, rtol=1e-12, atol=1e-12)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
