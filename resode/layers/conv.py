@@ -165,7 +165,8 @@ class Conv2d(nn.Conv2d, _Weights):
         inverted: the form of DropConnect, as in ``layers.dropout``.
 
     Raises:
-        InvalidInput: for ``dropconnect`` outside [0, 1), or a gain that is no number above 0.
+        InvalidInput: for ``dropconnect`` outside [0, 1), a gain that is no number above 0, or standardized filters of
+            one weight: less its mean it is 0.
     """
 
     def __init__(
@@ -190,6 +191,12 @@ class Conv2d(nn.Conv2d, _Weights):
             in_channels, out_channels, kernel_size, stride=stride, padding=padding, groups=groups, bias=bias
         )
         self.standardized = standardized or scaled
+        if self.standardized and self.weight[0].numel() < 2:
+            raise InvalidInput(
+                f"standardized weights of a {kernel_size}×{kernel_size} convolution from {in_channels} channels in "
+                f"{groups} groups: each filter has one weight, which is 0 less its mean; use more channels, a larger "
+                "kernel, or standard weights"
+            )
         self.gain = None
         if scaled:
             self.gain = nn.Parameter(torch.ones(out_channels))

@@ -13,7 +13,8 @@ none       no normalization
 ========== ========================================== =====================================================
 
 States of shape (B, C) are taken as images of one pixel: batch over B; layer and pixel both over C; group over a
-group of channels; instance has nothing to average over and is refused.
+group of channels; instance has nothing to average over and is refused. So is any other set of one value: its σ² is 0,
+and what is left of x is β.
 
 The statistics are taken in float32 (float64 where x is), and what is returned has the type of x: under autocast a norm
 of half precision costs one rounding of its output.
@@ -39,15 +40,28 @@ NORMS = ("batch", "layer", "pixel", "instance", "group", "none")
 AFFINES = ("channel", "elementwise")
 
 
+def _check_several(values: int, over: str, x: Tensor) -> None:
+    """Check that there are several ``values`` to average over: of one the variance is 0, and β all that is left."""
+    if values < 2:
+        raise InvalidInput(
+            f"{over}, and a state of shape {tuple(x.shape)} has one value there: use more channels, larger images, "
+            "fewer stages, or another norm"
+        )
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """Layer norm over all axes but the first.
 
     Args:
         x: (B, C, H, W) or (B, C).
         weight, bias: (C,) for one γ and β a channel, or the shape of one image, ``x.shape[1:]``.
+
+    Raises:
+        InvalidInput: when an image has one value.
     """
     if weight.ndim == 1:
         return group_norm(x, 1, weight, bias, eps)
+    _check_several(math.prod(x.shape[1:]), "layer norm averages over the values of an image", x)
     return F.layer_norm(x, x.shape[1:], weight, bias, eps).to(x.dtype)  # autocast on CUDA leaves it in float32
 
 
@@ -56,7 +70,12 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
 
     In half precision a CPU normalizes channels-last images in the other order of memory: torch's kernel for them takes
     many times as long as for contiguous ones, and the two reorderings far less.
+
+    Raises:
+        InvalidInput: when a group has one value.
     """
+    over = "layer norm averages over the values of an image" if groups == 1 else "group norm averages over a group"
+    _check_several(math.prod(x.shape[1:]) // groups, over, x)
     if x.dtype in (torch.bfloat16, torch.float16) and x.device.type == "cpu" and is_channels_last(x):
         out = F.group_norm(x.contiguous(), groups, weight, bias, eps)
         return out.contiguous(memory_format=torch.channels_last)
@@ -64,7 +83,12 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
 
 
 def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
-    """Layer norm over the channels of each pixel: ``x`` (B, C, H, W) or (B, C); ``weight``, ``bias`` (C,)."""
+    """Layer norm over the channels of each pixel: ``x`` (B, C, H, W) or (B, C); ``weight``, ``bias`` (C,).
+
+    Raises:
+        InvalidInput: when there is one channel.
+    """
+    _check_several(x.shape[1], "pixel norm averages over the channels of a pixel", x)
     return F.layer_norm(x.movedim(1, -1), weight.shape, weight, bias, eps).movedim(-1, 1).to(x.dtype)
 
 
@@ -76,7 +100,7 @@ class LayerNorm(nn.Module):
         size: (H, W) of the images, for the elementwise affine map with its 2·H·W·C parameters.
 
     Raises:
-        InvalidInput: in the forward pass, when an image has not the size the affine map was made for.
+        InvalidInput: in the forward pass, when an image has not the size the affine map was made for, or one value.
     """
 
     def __init__(self, channels: int, size: tuple[int, int] | None = None, eps: float = 1e-5) -> None:
@@ -99,7 +123,11 @@ class LayerNorm(nn.Module):
 
 
 class PixelNorm(nn.Module):
-    """:func:`pixel_norm` with one γ and β a channel."""
+    """:func:`pixel_norm` with one γ and β a channel.
+
+    Raises:
+        InvalidInput: in the forward pass, when there is one channel.
+    """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -128,11 +156,7 @@ class InstanceNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if math.prod(x.shape[2:]) < 2:
-            raise InvalidInput(
-                f"instance norm averages over the pixels of a channel, and a state of shape {tuple(x.shape)} has "
-                "one: use larger images, fewer stages, or another norm"
-            )
+        _check_several(math.prod(x.shape[2:]), "instance norm averages over the pixels of a channel", x)
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps).to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -140,7 +164,11 @@ class InstanceNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """:func:`group_norm`, as torch's module."""
+    """:func:`group_norm`, as torch's module.
+
+    Raises:
+        InvalidInput: in the forward pass, when a group has one value.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)

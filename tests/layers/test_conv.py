@@ -178,6 +178,15 @@ def test_the_gradient_of_standardized_weights_is_orthogonal_to_scale_and_shift()
     assert ((grad * weight).sum(1).abs() < 1e-5 * size).all()
 
 
+@pytest.mark.parametrize("options", [{"standardized": True}, {"scaled": True}])
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (4, 4)])
+def test_standardized_filters_of_one_weight_are_refused(channels, groups, options):
+    with pytest.raises(InvalidInput, match=f"1×1 convolution from {channels} channels.*one weight"):
+        Conv2d(channels, 4, 1, groups=groups, **options)
+    Conv2d(channels, 4, 1, groups=groups)
+    Conv2d(channels, 4, 3, groups=groups, **options)
+
+
 # --- DropConnect -----------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from resode.layers.context import evaluate
 from resode.layers.norm import (
     NORMS,
     BatchNorm,
+    GroupNorm,
     InstanceNorm,
     LayerNorm,
     PixelNorm,
@@ -209,6 +210,30 @@ def test_an_elementwise_map_refuses_an_image_of_another_size(shape):
 def test_instance_norm_refuses_a_single_pixel(shape):
     with pytest.raises(InvalidInput, match="another norm"):
         make_norm("instance", 8)(torch.randn(shape))
+
+
+ONE_VALUE = {
+    "layer": make_norm("layer", 1),
+    "elementwise layer": make_norm("layer", 1, (1, 1), "elementwise"),
+    "pixel": make_norm("pixel", 1),
+    "group": make_norm("group", 1),
+    "groups": GroupNorm(8, 8),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", ONE_VALUE)
+def test_a_norm_refuses_a_set_of_one_value(name, batch):
+    """Its variance is 0: what is left is β, whatever the input is."""
+    norm = ONE_VALUE[name]
+    with pytest.raises(InvalidInput, match=rf"\({batch}, \d, 1, 1\) has one value.*another norm"):
+        norm(torch.randn(batch, norm.weight.shape[0], 1, 1))
+
+
+@pytest.mark.parametrize("name", ["layer", "group"])
+def test_one_channel_of_several_pixels_has_a_variance(name):
+    out = make_norm(name, 1).double()(images(c=1))
+    torch.testing.assert_close(out.var((1, 2, 3), correction=0), torch.ones(6).double(), rtol=1e-3, atol=0)
 
 
 def test_batch_norm_refuses_a_state_without_channels():
