@@ -14,8 +14,8 @@ from torch import Tensor
 def round_filters(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """``weight``, of shape (out, …), in ``dtype``, with the errors of each output channel diffused along it.
 
-    Each element is one of ``dtype`` within a unit of rounding of what it was, and their sum is within one of the
-    largest of what that was. The layout in memory is kept.
+    With a unit of rounding of the largest of a channel, each of its elements is within one of what it was, and so is
+    their sum: a small one may take over the error of a large one before it. The layout in memory is kept.
     """
     rows = weight.detach().to("cpu", torch.float32).flatten(1).T
     rounded = torch.empty_like(rows, dtype=dtype)
