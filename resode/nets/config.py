@@ -150,15 +150,22 @@ class NetConfig(Architecture):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.channels < 1 or self.classes < 2 or (self.size is not None and min(self.size) < 1):
+        size = (1, 1) if self.size is None else each(self.size)
+        if not (all(map(_whole, (self.channels, self.classes, *size))) and self.classes >= 2 and len(size) == 2):
             raise InvalidInput(
-                f"a net for {self.channels} channels of size {self.size} and {self.classes} classes: at least 1 "
-                "channel, 1 pixel and 2 classes are needed"
+                f"a net for {self.channels} channels of size {self.size} and {self.classes} classes: whole numbers are "
+                "needed, at least 1 channel, 2 classes, and 1 pixel of (H, W) (None for points)"
             )
         if self.size is None:
             choose(self.net, ON_POINTS, "net for points (2-D data)")
             if self.kind != "mlp":
                 raise InvalidInput(f"branch kind {self.kind!r} needs images, and this data are points: use kind 'mlp'")
+            if self.stack.conv != "standard":
+                raise InvalidInput(
+                    f"{self.stack.conv} convolutions need images, and this data are points: use standard"
+                )
+            if self.stack.norm == "instance":
+                raise InvalidInput("instance norm needs images, and this data are points: use another norm")
         elif self.kind == "mlp" and self.net in ON_POINTS:
             raise InvalidInput("branch kind 'mlp' needs points (moons, circles), and this data are images")
         elif min(self.size) < (least := _least_size(self)):

@@ -76,12 +76,27 @@ def test_an_architecture_that_makes_no_sense_is_refused(settings, says):
     [
         ({"channels": 0}, "0 channels"),
         ({"classes": 1}, "1 classes"),
+        ({"channels": 1.5}, "1.5 channels"),
+        ({"classes": 10.0}, r"10\.0 classes"),
         ({"size": (0, 8)}, r"size \(0, 8\)"),
+        ({"size": (8.5, 8)}, r"size \(8\.5, 8\)"),
+        ({"size": 32}, r"size 32 .* pixel of \(H, W\)"),
+        ({"size": (32,)}, r"size \(32,\)"),
+        ({"size": (3, 32, 32)}, r"size \(3, 32, 32\)"),
         ({"size": None, "net": "lenet5"}, "unknown net for points.*'lenet5'.*plain, resnet, odenet"),
         ({"size": None, "net": "alexnet"}, "unknown net for points"),
         ({"size": None, "net": "vgg"}, "unknown net for points"),
         ({"size": None, "kind": "basic"}, "'basic' needs images.*use kind 'mlp'"),
         ({"size": (8, 8), "kind": "mlp"}, "'mlp' needs points"),
+        *(
+            ({"net": net, "size": None, "kind": "mlp", "stack": stack}, says)
+            for net in ("plain", "resnet", "odenet")
+            for stack, says in [
+                (Stack(conv="weight-standardized"), "weight-standardized convolutions need images"),
+                (Stack(conv="scaled-weight-standardized"), "scaled-weight-standardized convolutions need images"),
+                (Stack(norm="instance"), "instance norm needs images"),
+            ]
+        ),
         ({"net": "odenet", "steps": (1, 2)}, r"steps is \(1, 2\) for 3 stages"),
         ({"net": "odenet", "steps": ()}, r"steps is \(\) for 3 stages"),
         ({"net": "odenet", "steps": (1, 2, 3), "size": None, "kind": "mlp"}, r"steps is \(1, 2, 3\) for 1 stages"),
@@ -188,6 +203,7 @@ def configs(draw):
     solver, steps = draw(st.sampled_from(SOLVERS)), draw(st.none() | WHOLE | st.tuples(*[WHOLE] * stages))
     tolerance = st.none() | st.floats(1e-9, 1.0) if solver in ADAPTIVE and steps is None else st.none()
     time = draw(st.sampled_from(TIMES))
+    stack = draw(STACKS if size else STACKS.filter(lambda stack: stack.norm != "instance"))
     return NetConfig(
         net=net,
         depth=6 * draw(WHOLE) + 2,
@@ -213,7 +229,7 @@ def configs(draw):
         kinetic=draw(FRACTIONS),
         jacobian=draw(FRACTIONS),
         steer=draw(FRACTIONS),
-        stack=draw(STACKS),
+        stack=stack if size else replace(stack, conv="standard"),
         channels=draw(WHOLE),
         size=size,
         classes=draw(st.integers(2, 100)),
