@@ -35,7 +35,7 @@ def read_state_dict(path: str | Path) -> StateDict:
     held = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     while isinstance(held, Mapping) and (wrapper := next((key for key in WRAPPERS if _is_mapping(held, key)), None)):
         held = held[wrapper]
-    if not isinstance(held, Mapping) or not held or not all(isinstance(value, Tensor) for value in held.values()):
+    if not _is_state_dict(held):
         raise InvalidInput(
             f"{path} holds {_said(held)}, and no state dict (names and tensors): save model.state_dict(), or a dict "
             f"with it under {' or '.join(map(repr, WRAPPERS))}"
@@ -92,6 +92,12 @@ def _read_safetensors(path: Path) -> Any:
         return load_file(path)
     except Exception as error:  # its reader's own errors, which only that package names
         raise InvalidInput(f"cannot read {path} as safetensors ({error}): replace it") from error
+
+
+def _is_state_dict(held: Any) -> bool:
+    if not isinstance(held, Mapping) or not held:
+        return False
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in held.items())
 
 
 def _is_mapping(held: Mapping[Any, Any], key: str) -> bool:

@@ -195,6 +195,7 @@ def test_no_file_runs_code(tmp_path, held, save):
     [
         ({"epoch": 3, "weights": {"a": torch.ones(1)}}, r"a dict of epoch \(int\), weights \(dict\)"),
         ({}, "a dict of nothing"),
+        ({0: torch.ones(1)}, r"a dict of 0 \(Tensor\)"),
         ([torch.ones(1)], "a list"),
         ({"state_dict": {"a": 1}}, r"a dict of a \(int\)"),
     ],
