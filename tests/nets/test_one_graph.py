@@ -10,8 +10,8 @@ NETS_OF_BLOCKS = [name for name in NETS if name != "odenet"]
 SETTINGS = {
     **{name: {"net": name} for name in NETS_OF_BLOCKS},
     **{kind: {"kind": kind} for kind in ("preact", "bottleneck", "convnext")},
-    "time": {"time": "concat"},
-    "film": {"time": "film"},
+    # Time tells the blocks apart that share a branch, and no others.
+    **{time: {"tied": True, "time": time, "depth": 14, "stack": Stack(norm="group")} for time in ("concat", "film")},
     "skipinit": {"scale": "skipinit"},
     "projection": {"shortcut": "projection"},
     "group": {"stack": Stack(norm="group")},
