@@ -14,6 +14,7 @@ from PIL import Image
 from resode.cli import main
 from resode.limits import Certificate
 from resode.paths.table import LesionTable
+from resode.train import load
 
 SMALL = ["--net", "resnet", "--depth", "8", "--width", "4", "--epochs", "1", "--batch-size", "256"]
 
@@ -225,6 +226,15 @@ def test_recalibrated_statistics_serve_one_evaluation(trained, capsys):
     assert said[0] == said[3]
     assert len(set(said)) == 3
     assert (trained / "checkpoint.pt").read_bytes() == before
+
+
+def test_recalibration_meets_the_training_images_in_a_random_order(trained, monkeypatch):
+    met = []
+    monkeypatch.setattr("resode.cli.evaluate.recalibrate", lambda model, data: met.extend(y for _, y in data))
+    assert call("evaluate", str(trained), "--recalibrate") == 0
+    met, held = torch.cat(met), load(trained).data.train.labels
+    assert not torch.equal(met, held)
+    assert torch.equal(met.sort().values, held.sort().values)
 
 
 def test_a_training_by_a_coarse_adjoint_warns_and_a_checkpointed_one_does_not(capsys):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from resode.blocks.multistep import MULTISTEP
 from resode.cli.common import Folder, said_of, solved_by
 from resode.errors import InvalidInput
@@ -58,7 +60,8 @@ class Evaluate:
         self._check(trained)
         with solved_by(trained.model, solver=self.solver, steps=self.steps, rtol=self.rtol, atol=self.atol, **plain):
             if self.recalibrate:
-                recalibrate(trained.model, trained.data.batches("train", EVALUATION_BATCH))
+                order = torch.Generator().manual_seed(trained.run.config["recipe"]["seed"])
+                recalibrate(trained.model, trained.data.batches("train", EVALUATION_BATCH, generator=order))
             if self.prune is not None:
                 print(said_of_pruning(self._pruned(trained)))
             sampled = None

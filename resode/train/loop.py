@@ -328,7 +328,9 @@ def _end(training: _Training, result: dict[str, Tensor]) -> None:
     model = training.model
     model.load_state_dict(result)
     if training.recipe.recalibrate:
-        recalibrate(model, training.data.batches("train", EVALUATION_BATCH))
+        # Shuffled, as in training: the images of a folder come class by class, of which no batch is like the whole.
+        order = torch.Generator().manual_seed(_seed(training.recipe.seed, 0))
+        recalibrate(model, training.data.batches("train", EVALUATION_BATCH, generator=order))
 
 
 def _seed(seed: int, stream: int) -> int:

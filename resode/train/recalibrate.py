@@ -21,8 +21,9 @@ def recalibrate(model: nn.Module, data: Iterable[Tensor | tuple[Tensor, ...]]) -
     training, and everything else (dropout, random ends) is in evaluation mode. The mean and the variance become the
     averages of those of the batches, each with the weight of its size, so that a smaller last batch counts as much as
     its samples do; with knots, at each knot. (The variance is that within a batch: a batch of n samples misses a share
-    of about 1/n of the whole set's.) ODE blocks are solved with the settings they have at the time: recalibrate again
-    for another solver. Cf. Wu & Johnson 2021, arXiv 2105.07576, section 3 ("precise batch norm").
+    of about 1/n of the whole set's, if it is a random one. Shuffle data that come class by class: batches of one class
+    miss all that the classes differ in.) ODE blocks are solved with the settings they have at the time: recalibrate
+    again for another solver. Cf. Wu & Johnson 2021, arXiv 2105.07576, section 3 ("precise batch norm").
 
     Batches of one sample have no variance and are left out. Modes and momenta are restored; if anything fails, the
     statistics are, too. What no batch came by keeps its statistics, and so do frozen batch norms (``train.frozen``).
