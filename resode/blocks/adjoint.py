@@ -42,7 +42,8 @@ class Adjoint:
 
     def backward(self, f: Solve, scheme: Scheme, kept: State, cotangent: State, gradients: Gradients) -> State:
         a, *others = cotangent
-        largest = common_scale(f, torch.stack([part.abs().amax() for part in cotangent]).amax())
+        sizes = [part.abs().amax() for part in cotangent if part.numel() > 0]  # those of an empty batch have none
+        largest = common_scale(f, torch.stack(sizes).amax() if sizes else a.new_zeros(()))
         # A fixed grid asks the device for nothing, and what is not finite goes through it as through backpropagation.
         if not isinstance(scheme, FixedGrid) and not torch.isfinite(largest):
             # As backpropagation gives: loss scaling that overflowed looks for this, and skips its step.

@@ -187,6 +187,9 @@ class _Solver:
         with torch.no_grad():
             squares = []
             for part, one, other in zip(parts[: self.f.measured], before, after, strict=False):
+                if part.numel() == 0:  # an empty batch has no error
+                    squares.append(part.new_zeros(()))
+                    continue
                 scale = torch.maximum(one.abs(), other.abs()).mul_(rtol).add_(atol)
                 # 0·∞ is no number: a step to an infinite state is rejected, however small its estimate is beside it.
                 squares.append(self._mean_square((part / scale).add_(scale, alpha=0.0)))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from resode.blocks.solvers import State
+from resode.errors import InvalidInput
 from resode.layers.context import SolveContext
 
 _collected: ContextVar[list[Tensor] | None] = ContextVar("resode_penalties", default=None)
@@ -51,17 +52,28 @@ class Transport:
         return Transport(context, self.kinetic, self.jacobian)
 
     def __call__(self, evaluate: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, State]:
-        """f at ``x``, and the integrand there."""
+        """f at ``x``, and the integrand there.
+
+        Raises:
+            InvalidInput: when the Jacobian is asked for in torch's inference mode, which has no derivatives.
+        """
         if self.jacobian == 0.0:
             out = evaluate(x)
             return out, (self.kinetic * _mean_square(out),)
+        if torch.is_inference_mode_enabled():
+            raise InvalidInput(
+                "the penalty jacobian is a derivative of the branch, and torch.inference_mode() has none: evaluate "
+                "it within torch.no_grad()"
+            )
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():  # εᵀ ∂f/∂h is itself a derivative, in a solve without gradients, too
             at = x if x.requires_grad else x.detach().requires_grad_()
             out = evaluate(at)
             noise = self.context.mask(Transport, torch.randn_like, out.detach())
-            (product,) = torch.autograd.grad(out, at, noise, create_graph=wanted)
-            value = self.kinetic * _mean_square(out) + self.jacobian * _mean_square(product)
+            value = self.kinetic * _mean_square(out)
+            if out.requires_grad:  # otherwise f is a function of the time alone
+                product = torch.autograd.grad(out, at, noise, create_graph=wanted, materialize_grads=True)[0]
+                value = value + self.jacobian * _mean_square(product)
         return (out, (value,)) if wanted else (out.detach(), (value.detach(),))
 
 

@@ -489,6 +489,27 @@ def test_a_parameter_that_f_does_not_use_and_a_field_of_time_alone(solver, gradi
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize(
+    "settings", [{"solver": "rk4"}, {"solver": "dopri5"}, {"solver": "dopri5", "error_norm": "sample"}]
+)
+def test_an_empty_batch_has_an_empty_result_and_gradients_of_zero(settings, gradient):
+    class Field(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.W = nn.Parameter(randn(4, 4))
+
+        def forward(self, t, h):
+            return torch.tanh(h @ self.W)
+
+    block, x = ODEBlock(Field(), gradient=gradient, **settings), randn(0, 4).requires_grad_()
+    out = block(x)
+    assert out.shape == (0, 4)
+    out.sum().backward()
+    assert x.grad.shape == (0, 4)
+    assert torch.equal(block.branch.W.grad, torch.zeros_like(block.branch.W))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
 def test_a_field_without_any_derivative(solver, gradient):
     class Constant(nn.Module):

@@ -13,6 +13,7 @@ from resode.blocks.multistep import MULTISTEP
 from resode.blocks.ode import ODEBlock
 from resode.blocks.settings import GRADIENTS, SOLVERS
 from resode.blocks.transport import collect_penalties
+from resode.errors import InvalidInput
 from resode.stack import Stack
 
 
@@ -65,6 +66,31 @@ def test_the_kinetic_energy_of_a_linear_flow_is_exact(settings, gradient):
     block, x = ODEBlock(Linear(), kinetic=0.5, gradient=gradient, **settings), randn(4, 3)
     _, found = penalty(block, x)
     torch.testing.assert_close(found, 0.5 * kinetic_energy(block.branch.A, x), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_field_of_the_time_alone_has_no_jacobian(grad):
+    class OfTime(nn.Module):
+        def __init__(self, learned):
+            super().__init__()
+            self.speed = nn.Parameter(torch.tensor(2.0), requires_grad=learned)
+
+        def forward(self, t, h):
+            return (t * self.speed).expand_as(h)
+
+    with torch.set_grad_enabled(grad):
+        for learned in (True, False):
+            _, found = penalty(ODEBlock(OfTime(learned), kinetic=1.0, jacobian=1.0), randn(4, 3))
+            assert found.item() == pytest.approx(4.0 / 3.0)
+
+
+def test_a_jacobian_in_inference_mode_is_refused():
+    block = ODEBlock(Linear(), jacobian=1.0)
+    with torch.inference_mode(), pytest.raises(InvalidInput, match=r"jacobian .*inference_mode.*torch\.no_grad"):
+        penalty(block, randn(4, 3))
+    with torch.inference_mode():
+        block(randn(4, 3))
+        penalty(ODEBlock(Linear(), kinetic=1.0), randn(4, 3))
 
 
 @pytest.mark.parametrize("solver", MULTISTEP)
