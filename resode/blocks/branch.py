@@ -30,7 +30,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from resode.blocks.varying import Layers, drawn_knots, stack_parameters
-from resode.errors import InvalidInput, choose
+from resode.errors import InvalidInput, choose, positive
 from resode.layers.basis import BASES, Basis, knots_of
 from resode.layers.conv import Conv2d, Linear
 from resode.layers.modulation import FiLM, LayerScale
@@ -63,8 +63,8 @@ class Branch(nn.Module):
         depth: relative depth in the net, in [0, 1], for dropout with a linear schedule.
 
     Raises:
-        InvalidInput: for an unknown kind or time, or a combination that makes no sense (a strided mlp, an instance
-            norm on vectors, knots for parameters that do not vary).
+        InvalidInput: for an unknown kind or time, numbers that are not above 0, or a combination that makes no sense (a
+            strided mlp, an instance norm on vectors, knots for parameters that do not vary).
     """
 
     def __init__(
@@ -92,6 +92,8 @@ class Branch(nn.Module):
             raise InvalidInput(
                 f"a branch of {channels} to {self.out_channels} channels with stride {stride}: each must be at least 1"
             )
+        if expansion is not None:
+            positive(expansion, "expansion")
         if kind == "mlp" and (stride != 1 or stack.norm == "instance" or stack.conv != "standard"):
             raise InvalidInput(
                 "a branch of kind 'mlp' acts on vectors (B, C): no stride, instance norm or standardized convolution"
@@ -128,10 +130,15 @@ class Branch(nn.Module):
             h: (B, C, H, W), or (B, C) for the kind "mlp".
 
         Raises:
-            InvalidInput: when ``h`` has not the number of channels the branch was made for.
+            InvalidInput: when ``h`` has not the number of axes, or of channels, the branch was made for.
         """
-        if h.ndim < 2 or h.shape[1] != self.channels:
-            raise InvalidInput(f"a branch of {self.channels} channels was given a state of shape {tuple(h.shape)}")
+        # torch's layers would take (C, H, W) for one image, and the last axis of images for vectors.
+        if h.ndim != (2 if self.kind == "mlp" else 4) or h.shape[1] != self.channels:
+            expected = f"(B, {self.channels})" if self.kind == "mlp" else f"(B, {self.channels}, H, W)"
+            raise InvalidInput(
+                f"a branch of {self.channels} channels was given a state of shape {tuple(h.shape)}: {expected} is "
+                "expected"
+            )
         return self.layers.at(t, h)
 
     def extra_repr(self) -> str:

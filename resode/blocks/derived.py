@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from resode.blocks.branch import Branch
 from resode.blocks.varying import Layers, varying_layers
 from resode.layers.basis import BASES, Basis
+from resode.layers.factors import factorized, multiply_out
 from resode.layers.norm import index_statistics
 
 
@@ -109,11 +110,16 @@ def frozen(branch: nn.Module, t: float, inside: float | None = None) -> nn.Modul
     """A copy of ``branch`` whose parameters and running statistics are those of time ``t``, and vary no more.
 
     Where time enters by other ways (a time channel, FiLM, a branch of the user's), the copy is to be called with it.
+    Parameters that vary and are products of factors are multiplied out: the product at t is none of factors at t.
 
     Args:
         inside: the time by which a piece of parameters that are constant on pieces is chosen, such as the middle of a
             solver's step; ``t`` if None.
     """
+    if any(factorized(layers) for layers in varying_layers(branch)):
+        branch = copy.deepcopy(branch)
+        for layers in varying_layers(branch):
+            multiply_out(layers)
     instead: dict[int, Any] = {}  # what the copy holds in the place of a parameter, by the parameter's identity
     for layers in varying_layers(branch):
         basis = layers.basis

@@ -1,5 +1,6 @@
 """The residual branch: shapes, kinds, how time reaches it, and what is refused."""
 
+import math
 from itertools import product
 
 import pytest
@@ -236,6 +237,9 @@ def test_an_elementwise_map_follows_the_size_through_a_stride(kind):
         ({"stride": 0}, r"stride 0"),
         ({"out_channels": 0}, r"8 to 0 channels"),
         ({"channels": 0}, r"0 to 0 channels"),
+        ({"expansion": 0.0}, r"expansion is 0\.0: it must be a finite number above 0"),
+        ({"expansion": -1}, r"expansion is -1"),
+        ({"expansion": math.nan}, r"expansion is nan"),
         ({"stack": Stack(norm="layer", norm_affine="elementwise")}, r"size"),
     ],
 )
@@ -248,6 +252,15 @@ def test_what_makes_no_sense_is_refused(settings, message):
 def test_a_state_of_other_channels_is_refused(shape):
     for run in (lambda h: Branch(8)(0.0, h), ODEBlock(Branch(8)), ResidualBlock(Branch(8))):
         with pytest.raises(InvalidInput, match="8 channels"):
+            run(torch.randn(shape))
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("basic", (8, 8, 5)), ("basic", (2, 8)), ("mlp", (2, 8, 8, 8))])
+def test_a_state_of_other_axes_is_refused(kind, shape):
+    """torch's convolutions would take (8, 8, 5) for one image, and its linear layers any axes before the last."""
+    expected = r"\(B, 8\) is expected" if kind == "mlp" else r"\(B, 8, H, W\) is expected"
+    for run in (lambda h: Branch(8, Stack(norm="none"), kind)(0.0, h), ODEBlock(Branch(8, Stack(norm="none"), kind))):
+        with pytest.raises(InvalidInput, match=expected):
             run(torch.randn(shape))
 
 

@@ -13,7 +13,8 @@ from resode.blocks.alike import difference
 from resode.blocks.derived import Gain, Held, Scaled, Varying, frozen
 from resode.blocks.varying import stack_parameters
 from resode.layers import BatchNorm
-from resode.layers.basis import Basis
+from resode.layers.basis import BASES, Basis
+from resode.train.sparsity import factorize
 
 
 class Wave(nn.Module):
@@ -125,6 +126,20 @@ def test_a_frozen_branch_is_the_branch_at_its_time_and_no_other(time):
     # The branch is as it was, and shares nothing with what was made of it.
     assert all(torch.equal(value, before[key]) for key, value in branch.state_dict().items())
     assert not {p.data_ptr() for p in made.parameters()} & {p.data_ptr() for p in branch.parameters()}
+
+
+@pytest.mark.parametrize("time", BASES)
+def test_products_of_factors_are_frozen_as_the_product_at_the_time(time):
+    torch.manual_seed(0)
+    branch, h = Branch(4, Stack(norm="group"), time=time, knots=3).double(), torch.randn(2, 4, 5, 5).double()
+    factorize(branch)
+    with torch.no_grad():
+        for p in branch.parameters():
+            p.add_(torch.randn_like(p), alpha=0.3)
+    names = {name for name, _ in branch.named_parameters()}
+    made = frozen(branch, 0.3)
+    torch.testing.assert_close(made(0.3, h), branch(0.3, h), rtol=1e-12, atol=1e-12)
+    assert {name for name, _ in branch.named_parameters()} == names
 
 
 def test_a_piece_is_chosen_by_a_time_inside_it():
