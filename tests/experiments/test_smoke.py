@@ -24,6 +24,7 @@ EXPERIMENTS = (
     "gradient_product",
     "bench_paths",
     "bench_train",
+    "bench_airbench",
     "presets",
     "loop_parity",
 )
