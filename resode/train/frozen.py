@@ -6,9 +6,12 @@ function, the gradient does not pass through the moments, and small batches do n
 arXiv 2105.07576). γ and β are trained on.
 """
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -21,7 +24,8 @@ def freeze(model: nn.Module) -> int:
     """Let every batch norm in ``model`` keep its running statistics, and normalize by them whatever its mode.
 
     It holds through ``model.train()`` and in deep copies, outside solves and in them, until :func:`unfreeze`. It is no
-    part of a ``state_dict``. Batch norms of others' (torch's, timm's) are put into evaluation mode before each call.
+    part of a ``state_dict``. Batch norms of others' (torch's, timm's) are put into evaluation mode before each call;
+    torch.compile's graphs of before would not do so, and are made anew.
 
     Returns:
         How many batch norms there are.
@@ -36,11 +40,13 @@ def freeze(model: nn.Module) -> int:
                 f"{name or 'the model'} is a batch norm without running statistics (track_running_stats=False): there "
                 "is nothing to freeze it at"
             )
+    others = [layer for _, layer in layers if not isinstance(layer, BatchNorm) and not is_frozen(layer)]
     for _, layer in layers:
         if isinstance(layer, BatchNorm):
             layer.frozen = True
-        elif not is_frozen(layer):
-            layer.register_forward_pre_hook(_evaluate)
+    for layer in others:
+        layer.register_forward_pre_hook(_evaluate)
+    _forget_graphs(others)
     return len(layers)
 
 
@@ -58,7 +64,14 @@ def unfreeze(model: nn.Module) -> int:
             for key in [key for key, hook in layer._forward_pre_hooks.items() if hook is _evaluate]:
                 del layer._forward_pre_hooks[key]
             layer.train(model.training)
+    _forget_graphs([layer for layer in layers if not isinstance(layer, BatchNorm)])
     return len(layers)
+
+
+def _forget_graphs(hooked: Sequence[nn.Module]) -> None:
+    """Let torch.compile make its graphs anew, if any layer was ``hooked`` or unhooked: they do not look for hooks."""
+    if hooked and "torch._dynamo" in sys.modules:  # without it nothing was compiled, and it takes seconds to load
+        torch.compiler.reset()
 
 
 def is_frozen(layer: nn.Module) -> bool:

@@ -89,6 +89,19 @@ def test_a_compiled_step_is_another_once_it_is_frozen(monkeypatch):
     assert same(before, net.buffers())
 
 
+def test_a_compiled_norm_of_torchs_is_frozen_and_unfrozen_too():
+    net = warmed("torch's")
+    called = torch.compile(net, backend="eager")
+    called.train()(images(8))
+    before, expected = statistics(net), copy.deepcopy(net).eval()(images(9))
+    freeze(net)
+    torch.testing.assert_close(called.train()(images(9)), expected)
+    assert same(before, net.buffers())
+    unfreeze(net)
+    called.train()(images(9))
+    assert not same(before, net.buffers())
+
+
 def test_a_batch_of_one_is_no_longer_refused():
     layer = BatchNorm(4)
     with pytest.raises(InvalidInput, match="frozen statistics"):
