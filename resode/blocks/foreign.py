@@ -46,7 +46,7 @@ def _objection(layer: nn.Module) -> str | None:
         return "updates its running statistics at every evaluation"
     if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
         return "updates its running statistics at every evaluation"
-    if isinstance(layer, _RANDOM) or _is_drop_path(layer):
+    if isinstance(layer, _RANDOM) or is_drop_path(layer):
         return "draws at random at every evaluation"
     if isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and layer.dropout > 0:
         return "draws at random at every evaluation (it has dropout)"
@@ -55,7 +55,8 @@ def _objection(layer: nn.Module) -> str | None:
     return None
 
 
-def _is_drop_path(layer: nn.Module) -> bool:
+def is_drop_path(layer: nn.Module) -> bool:
+    """Whether ``layer`` drops whole branches as timm's DropPath does: with the probability ``drop_prob``."""
     return type(layer).__name__ == "DropPath" and hasattr(layer, "drop_prob")  # timm's, and the copies of it
 
 
@@ -110,7 +111,7 @@ _COUNTERPARTS: list[tuple[Callable[[nn.Module], bool], Callable[[nn.Module], nn.
         lambda layer: Dropout(layer.p, "path"),
     ),
     (
-        lambda layer: _is_drop_path(layer) and getattr(layer, "scale_by_keep", True),
+        lambda layer: is_drop_path(layer) and getattr(layer, "scale_by_keep", True),
         lambda layer: Dropout(layer.drop_prob or 0.0, "path"),
     ),
 ]

@@ -15,6 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 from torchvision.ops import StochasticDepth
 
+from resode.blocks.foreign import is_drop_path
 from resode.errors import InvalidInput, choose
 from resode.layers.conv import Conv2d, Linear
 from resode.layers.dropout import Dropout
@@ -27,6 +28,7 @@ _RATES: dict[type[nn.Module], str] = {
     Linear: "dropconnect",
     _DropoutNd: "p",  # torch's and torchvision's, in nets of others
     StochasticDepth: "p",
+    nn.MultiheadAttention: "dropout",  # of the weights of attention
 }
 _BUILT = "_built_drop_rate"
 
@@ -104,8 +106,8 @@ class DropoutEpochs:
 def drop_rates(model: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
     """The layers of ``model`` that drop at random, if their p is above 0.
 
-    These are the dropouts of every kind (of units, channels, rectangles, whole branches; torch's and torchvision's too)
-    and the layers that have DropConnect, if with a p of 0.
+    These are the dropouts of every kind (of units, channels, rectangles, whole branches; torch's, torchvision's and
+    timm's too) and the layers that have DropConnect or drop weights of attention, if with a p of 0.
 
     Yields:
         The layer, the name of its attribute, and its present p.
@@ -114,6 +116,8 @@ def drop_rates(model: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
         for kind, name in _RATES.items():
             if isinstance(layer, kind):
                 yield layer, name, getattr(layer, name)
+        if is_drop_path(layer):
+            yield layer, "drop_prob", layer.drop_prob or 0.0
 
 
 def scale_dropout(model: nn.Module, factor: float) -> None:

@@ -184,6 +184,16 @@ def test_layers_of_others_follow_too():
     assert [layer.p for layer in model] == [0.2, 0.1, 0.25, 0.3]
 
 
+def test_attention_and_timms_drop_path_follow_too():
+    layers = pytest.importorskip("timm.layers")
+    model = nn.Sequential(nn.MultiheadAttention(4, 2, dropout=0.4), layers.DropPath(0.2), layers.DropPath(None))
+    callback = DropoutEpochs("early", 2, "linear")
+    callback(model, None, 1)
+    assert (model[0].dropout, model[1].drop_prob, model[2].drop_prob) == (0.2, 0.1, 0.0)
+    callback(model, None, 2)
+    assert (model[0].dropout, model[1].drop_prob, model[2].drop_prob) == (0.0, 0.0, 0.0)
+
+
 # Refusals
 
 
