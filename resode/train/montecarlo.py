@@ -136,10 +136,21 @@ def sampling(model: nn.Module) -> Iterator[None]:
         InvalidInput: for a net without dropout.
     """
     active = _active(model)
-    with evaluating(model), solver_settings(model, compile_mode=None):
+    with evaluating(model), solver_settings(model, compile_mode=None), _without_fast_paths():
         for layer in active:
             layer.training = True
         yield
+
+
+@contextmanager
+def _without_fast_paths() -> Iterator[None]:
+    """torch's transformer layers call the layers that they hold, dropout among them, in evaluation too."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def check_samples(model: nn.Module, samples: int) -> None:

@@ -230,6 +230,25 @@ def test_scores_are_those_of_the_mean_and_of_the_net_without_dropout(net):
     assert not torch.equal(again.mean[:5], again.mean[5:])
 
 
+def test_transformers_of_torchs_are_sampled_too():
+    """In evaluation without gradients torch has a fast path through them that knows of no dropout."""
+    layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.3, batch_first=True)
+    attention = nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True)
+
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x):
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    for model in (layer, Attending()):
+        found = predict(nn.Sequential(model, nn.Flatten(), nn.Linear(24, 3)), torch.randn(5, 3, 8), samples=4)
+        assert (found.variance > 0.0).all()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 # Refusals
 
 
