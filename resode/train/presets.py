@@ -126,7 +126,7 @@ def odenet_mnist() -> Setup:
     midpoint rule; theirs is one field, solved by dopri5, behind two strided convolutions. ``--net resnet --depth 14
     --time none`` is its discrete counterpart.
 
-    Expect: a test error of 0.37 % with 0.17 million parameters (one seed), and its counterpart 0.34 %; the paper has
+    Expect: a test error of 0.37 % with 0.17 million parameters (one seed), and its counterpart 0.32 %; the paper has
     0.42 % with 0.22 million.
     Time: 0.6 million images.
     """
