@@ -121,6 +121,16 @@ class Recipe:
                 f"refine after epoch {self.refine[-1]} of {self.epochs}: nothing would be trained after it; use a "
                 f"number below {self.epochs}"
             )
+        if self.freeze_norm is not None and self.freeze_norm >= self.epochs:
+            raise InvalidInput(
+                f"freeze_norm after epoch {self.freeze_norm} of {self.epochs}: nothing would be trained after it; use "
+                f"a number below {self.epochs}"
+            )
+        if self.freeze_norm is not None and self.recalibrate:
+            raise InvalidInput(
+                "recalibrate averages batch norm's statistics anew, and freeze_norm has trained the net for those that "
+                "it froze: use one of them"
+            )
         for name in ("momentum", "label_smoothing", "target_threshold"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}: a number in [0, 1) is expected")
@@ -162,6 +172,11 @@ class Recipe:
             raise InvalidInput(
                 f"dropout is {self.dropping.phase} with {self.dropping.epochs} epochs, and the training has "
                 f"{self.epochs}: lower it"
+            )
+        if self.dropping.phase == "late" and self.dropping.epochs == self.epochs:
+            raise InvalidInput(
+                f"dropout is late, after {self.dropping.epochs} epochs, and the training has no more: it would never "
+                f"act; use a number below {self.epochs}"
             )
 
     @classmethod
