@@ -141,13 +141,15 @@ def test_a_step_of_sgd_is_minus_lr_times_the_gradient():
     torch.testing.assert_close(change, -0.5 * gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_a_large_gradient_is_clipped_to_its_norm_and_a_small_one_left_alone():
-    gradient, change = one_step(lr=1.0, clip=1e-3)
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_large_gradient_is_clipped_to_its_norm_and_a_small_one_left_alone(precision):
+    gradient, change = one_step(lr=1.0, clip=1e-3, precision=precision)
     assert float(gradient.norm()) > 1e-2
     assert float(change.norm()) == pytest.approx(1e-3, rel=1e-2)
     assert float(torch.cosine_similarity(change, -gradient, dim=0)) == pytest.approx(1.0, abs=1e-3)
-    _, change = one_step(lr=1.0, clip=1e3)
-    torch.testing.assert_close(change, -gradient, rtol=1e-4, atol=1e-6)
+    _, change = one_step(lr=1.0, clip=1e3, precision=precision)
+    rounding = {"rtol": 1e-4, "atol": 1e-6} if precision == "float32" else {"rtol": 1e-2, "atol": 1e-3}
+    torch.testing.assert_close(change, -gradient, **rounding)
 
 
 def test_penalties_of_the_blocks_are_added_to_the_loss_and_recorded_apart():
@@ -426,6 +428,16 @@ class Drift(nn.Module):
         return torch.cat([torch.zeros_like(x), x + self.b], 1)
 
 
+def stop_before(last):
+    """A callback that is an interrupt from the keyboard before epoch ``last``."""
+
+    def interrupt(model, optimizer, epoch):
+        if epoch == last:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
 def drifting(epochs, patience):
     """A training whose validation accuracy is (0.5, 0.75, 1, 1, 0.75, 0.5, …), as b passes the points."""
     data = points(
@@ -463,10 +475,35 @@ def test_the_best_weights_are_restored_at_the_end_of_all_epochs_too():
     assert model.b.item() == trace[2]
 
 
+def test_what_was_best_before_a_change_of_structure_is_forgotten():
+    data, model, trace, recipe = drifting(7, 10)
+    fit(model, data, recipe, callbacks=[lambda model, optimizer, epoch: epoch == 4])
+    assert model.b.item() == trace[4]
+
+
 def test_without_patience_the_last_weights_stay():
     data, model, trace, recipe = drifting(5, None)
     fit(model, data, recipe)
     assert model.b.item() == trace[4]
+
+
+def test_a_training_in_float16_resumes_at_the_scale_it_had_found(tmp_path):
+    """Gradients of inputs so large overflow at the first scale, and these steps are left out."""
+    data = blobs()
+    data = replace(data, train=Split(3000.0 * data.train.inputs, data.train.labels))
+    recipe = Recipe(epochs=3, batch_size=16, lr=1e-6, precision="float16")
+    whole, resumed = (torch.nn.Linear(3, 2) for _ in range(2))
+    resumed.load_state_dict(whole.state_dict())
+    begin = weights(whole)
+    fit(whole, data, recipe)
+    with Run.create(tmp_path / "run", {}) as run:
+        with pytest.raises(KeyboardInterrupt):
+            fit(resumed, data, recipe, run=run, callbacks=[stop_before(2)])
+        assert run.load_checkpoint()["scaler"]["scale"] < 65536.0
+        resumed.load_state_dict(begin)
+        fit(resumed, data, recipe, run=run)
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert not torch.equal(whole.weight, begin["weight"])
 
 
 def test_a_training_that_stopped_early_stays_stopped(tmp_path):
