@@ -22,7 +22,7 @@ from torch import Tensor
 
 from resode.blocks.solvers import RightHandSide, State, StepMap, Watch, combine
 from resode.blocks.tableaux import Tableau
-from resode.errors import SolverError
+from resode.errors import InvalidInput, SolverError
 
 SAFETY, SMALLEST, LARGEST = 0.9, 0.2, 10.0
 """Of Hairer's: the share of the step that the error allows, and the bounds of one change."""
@@ -69,6 +69,7 @@ class Adaptive:
         """The state at t1.
 
         Raises:
+            InvalidInput: under ``torch.func.vmap``, whose entries would need steps of their own.
             SolverError: when the solve cannot go on: f or the state is not finite, the step underflows, or
                 ``max_steps`` were not enough.
         """
@@ -193,7 +194,18 @@ class _Solver:
                 scale = torch.maximum(one.abs(), other.abs()).mul_(rtol).add_(atol)
                 # 0·∞ is no number: a step to an infinite state is rejected, however small its estimate is beside it.
                 squares.append(self._mean_square((part / scale).add_(scale, alpha=0.0)))
-            return math.sqrt(float(squares[0] if len(squares) == 1 else torch.stack(squares).amax()))
+            return math.sqrt(self._number(squares[0] if len(squares) == 1 else torch.stack(squares).amax()))
+
+    def _number(self, x: Tensor) -> float:
+        try:
+            return float(x)
+        except RuntimeError as problem:
+            if "vmap" not in str(problem):
+                raise
+            raise InvalidInput(
+                f"{self.scheme.tableau.name} chooses its steps by the values it meets, which differ from one entry of "
+                "a torch.func.vmap to the next: give the solver a number of steps (steps=8)"
+            ) from problem
 
     def _mean_square(self, ratio: Tensor) -> Tensor:
         if self.tolerances.error_norm == "sample" and ratio.ndim > 1:

@@ -15,7 +15,7 @@ from resode.blocks.control import Adaptive, Tolerances
 from resode.blocks.foreign import refuse_foreign
 from resode.blocks.gradients import Mode, integrate, wide
 from resode.blocks.multistep import MULTISTEP, MultistepGrid
-from resode.blocks.reversible import COUPLING, Reversible
+from resode.blocks.reversible import COUPLING, Reversible, ReversibleStep
 from resode.blocks.settings import TOLERANCE, check_count, check_extras, check_solver, grid_steps
 from resode.blocks.solvers import (
     FixedGrid,
@@ -173,7 +173,8 @@ class ODEBlock(nn.Module):
         Within ``torch.export`` the steps of a fixed grid become operations of the exported graph.
 
         Raises:
-            InvalidInput: for settings that make no sense, or an adaptive solve within ``torch.export``.
+            InvalidInput: for settings that make no sense, a state of whole numbers, or an adaptive solve within
+                ``torch.export``.
             SolverError: when an adaptive solve cannot go on.
         """
         if torch.compiler.is_exporting():
@@ -252,8 +253,10 @@ class ODEBlock(nn.Module):
         points = [self.t0]
         with self._solving(x, None) as f:
             f.context.recording = False
-            step = RungeKutta(TABLEAUX[self.solver])
-            self.scheme().integrate(f, (self.augment(x),), step, lambda start, end, state: points.append(end))
+            step, state = RungeKutta(TABLEAUX[self.solver]), (self.augment(x),)
+            if self.gradient == "reversible":  # another scheme, of two coupled states, whose errors are its own
+                step, state = ReversibleStep(TABLEAUX[self.solver], self.coupling), (*state, *state)
+            self.scheme().integrate(f, state, step, lambda start, end, state: points.append(end))
         return tuple(points)
 
     def _states(self, f: Solve, scheme: Scheme, state: State, times: list[float]) -> Iterator[State]:
@@ -322,6 +325,11 @@ class ODEBlock(nn.Module):
     @contextmanager
     def _solving(self, x: Tensor, compile_mode: str | None, penalized: bool = False) -> Iterator[Solve]:
         """A solve with its context; at its end the statistics met are absorbed, once."""
+        if not (x.is_floating_point() or x.is_complex()):
+            raise InvalidInput(
+                f"a state of {x.dtype} cannot follow an ODE: every evaluation would be rounded to whole numbers; give "
+                "the block x.float()"
+            )
         context = SolveContext(
             self.t0, self.t1, mask_intervals=self.mask_intervals, detached=self.gradient != "backprop"
         )
@@ -352,6 +360,8 @@ class ODEBlock(nn.Module):
         x = x.to(wide(x.dtype))
         if not self.extra_channels:
             return x
+        if x.ndim < 2:
+            raise InvalidInput(f"extra_channels needs a state (B, C, …), and this one has the shape {tuple(x.shape)}")
         return F.pad(x, (0, 0) * (x.ndim - 2) + (0, self.extra_channels))
 
     def extra_repr(self) -> str:

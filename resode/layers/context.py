@@ -132,18 +132,11 @@ class SolveContext:
         """
         self.t = t
         self._uses.clear()
-        version = _version(h)
         token = _current.set(self)
         try:
-            out = branch(t, h)
+            return _unchanged(branch, t, h)
         finally:
             _current.reset(token)
-        if _version(h) != version:
-            raise InvalidInput(
-                "the branch changes the state it is given in place (an activation with inplace=True, first of its "
-                "layers?), and the sum h + f(t, h) needs the state as it was: use inplace=False"
-            )
-        return out
 
     def begin_step(self, start: float | Tensor, end: float | Tensor) -> None:
         """Say that the evaluations to come are stages of the step from ``start`` to ``end``."""
@@ -258,6 +251,18 @@ class SolveContext:
         self.recording = False
 
 
+def _unchanged(branch: Field, t: float | Tensor, h: Tensor) -> Tensor:
+    """``branch(t, h)``, which has to leave ``h`` as it is."""
+    version = _version(h)
+    out = branch(t, h)
+    if _version(h) != version:
+        raise InvalidInput(
+            "the branch changes the state it is given in place (an activation with inplace=True, first of its "
+            "layers?), and the sum h + f(t, h) needs the state as it was: use inplace=False"
+        )
+    return out
+
+
 def _version(h: Tensor) -> int | None:
     return None if h.is_inference() else h._version
 
@@ -269,7 +274,10 @@ def evaluate(branch: Field, t: float | Tensor, h: Tensor) -> Tensor:
     context only to tell batch norms that are indexed by time which time it is: torch.compile, whose graphs a context
     breaks, does without where there is none of these.
     """
-    if current() is not None or (torch.compiler.is_compiling() and not _asks_for_time(branch)):
+    compiling = torch.compiler.is_compiling()
+    if current() is not None:
+        return branch(t, h) if compiling else _unchanged(branch, t, h)
+    if compiling and not _asks_for_time(branch):
         return branch(t, h)
     context = SolveContext(single=True)
     out = context.evaluate(branch, t, h)

@@ -299,6 +299,15 @@ def test_backprop_goes_with_grad_vmap_and_jacobians_of_torch_func():
             torch.testing.assert_close(found[i], g, rtol=1e-11, atol=1e-12)
 
 
+def test_a_solve_that_chooses_its_steps_is_refused_by_vmap_and_goes_with_the_other_transforms():
+    block, x = ODEBlock(Field(), "dopri5"), randn(3, 4)
+    with pytest.raises(InvalidInput, match=r"dopri5 chooses its steps .*torch\.func\.vmap.*steps=8"):
+        torch.func.vmap(block)(x[:, None])
+    inputs = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss_of(block(inputs)), inputs)
+    torch.testing.assert_close(torch.func.grad(lambda x: loss_of(block(x)))(x), expected, rtol=1e-12, atol=1e-12)
+
+
 # --- what a graph keeps, and where it is used again ------------------------------------------------------------------
 
 

@@ -130,6 +130,16 @@ def test_the_backward_pass_comes_back_to_the_input(settings):
     assert relative(mode.start, x) < 1e-12
 
 
+def test_the_steps_that_an_adaptive_solve_accepts_are_the_schemes_own():
+    settings = {"solver": "dopri5", "rtol": 1e-6, "atol": 1e-6, "t1": 4.0}
+    block, x = ODEBlock(Field(), gradient="reversible", **settings), randn(3, 4)
+    mode = Reversible()
+    integrate(Solve(block.branch, SolveContext(t1=4.0)), block.scheme(), (x,), mode, list(block.parameters()))
+    found = block.accepted_grid(x)
+    assert found == (0.0, *(end for _, end in mode.steps))
+    assert found != ODEBlock(block.branch, **settings).accepted_grid(x)
+
+
 @pytest.mark.parametrize("solver", TABLEAUX)
 def test_each_step_evaluates_f_twice_as_often_and_so_does_its_undoing(solver):
     block = ODEBlock(Field(), solver, steps=5, gradient="reversible")
