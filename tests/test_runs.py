@@ -1,5 +1,6 @@
 """Run folders: whole whatever happens, of one config, written by one process, and never a way to run code."""
 
+import fcntl
 import json
 import os
 import pickle
@@ -342,6 +343,25 @@ def test_a_fork_only_reads_and_does_not_keep_the_lock(workers, tmp_path):
         os.kill(child, 0)  # it lived all the while
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_the_lock_of_a_folder_that_went_away_before_it_was_taken_counts_for_nothing(tmp_path, monkeypatch, replaced):
+    """As when another process makes the run in the meantime: its draft was renamed, and we hold a file in it."""
+    Run.create(tmp_path / "run", {}).close()
+    flock = fcntl.flock
+
+    def late(descriptor, how):
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        if replaced:
+            shutil.copytree(tmp_path / "elsewhere", tmp_path / "run")
+        flock(descriptor, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", late)
+        with pytest.raises(RunError, match="is being written by"):
+            Run.open(tmp_path / "run", write=True)
+    Run.open(tmp_path / "elsewhere", write=True).close()  # and is let go of
 
 
 def test_the_lock_goes_with_close_and_with_the_object(tmp_path):
