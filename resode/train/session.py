@@ -205,6 +205,8 @@ class Trained:
 def load(path: str | Path, *, device: str = "cpu", data_dir: str | None = None) -> Trained:
     """The trained net of the run folder ``path``, in evaluation mode.
 
+    Of a training that has not come to its end it has the weights of the last epoch done, neither averaged nor the best.
+
     Args:
         data_dir: where the data lie now, if not where they lay in training: of an image folder, its path.
 
