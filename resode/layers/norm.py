@@ -363,8 +363,9 @@ class BatchNorm(_BatchNorm):
         share = (met * momentum).unsqueeze(1)
         with torch.autocast(weights.device.type, enabled=False):  # the statistics are not for half precision
             for held, moments in ((self.running_mean, means), (self.running_var, variances)):
-                found = (weights @ torch.stack(moments)).view_as(held)
-                held.lerp_(found, share.expand(-1, held.shape[-1]).view_as(held))
+                # Moments over several processes are never in half precision, as the weights and buffers may be.
+                found = (weights @ torch.stack(moments)).to(held.dtype).view_as(held)
+                held.lerp_(found, share.to(held.dtype).expand(-1, held.shape[-1]).view_as(held))
 
 
 def index_statistics(branch: nn.Module, times: Sequence[float]) -> None:

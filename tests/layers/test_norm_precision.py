@@ -108,3 +108,16 @@ def test_a_norm_in_half_precision_in_the_weights_too_keeps_their_type():
         norm = make_norm(name, 16).bfloat16()
         assert norm(states(torch.bfloat16, "cpu")).dtype == torch.bfloat16
     assert isinstance(norm, nn.Identity)
+
+
+@pytest.mark.parametrize("knots", [(0.0,), (0.0, 1.0)])
+def test_moments_of_float32_are_absorbed_by_statistics_of_another_type(knots):
+    """Moments over several processes are of float32 at least, whatever the type of the buffers."""
+    mean, variance = torch.linspace(-1, 1, 16), torch.linspace(0.5, 2, 16)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        norm = BatchNorm(16, momentum=0.5).to(dtype)
+        norm.set_knots(knots)
+        norm.absorb([0.0], [mean], [variance], whole=True)
+        assert norm.running_mean.dtype == dtype
+        for held, found in ((norm.running_mean, 0.5 * mean), (norm.running_var, 0.5 + 0.5 * variance)):
+            torch.testing.assert_close(held, found.to(dtype).expand_as(held))
