@@ -80,6 +80,16 @@ def test_a_linear_map_takes_time_as_one_more_input(t):
     torch.testing.assert_close(layer(x, t), expected)
 
 
+@pytest.mark.parametrize("t", [0.3, torch.tensor(0.3), torch.tensor(0.3, dtype=torch.float64)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_product_is_rounded_and_not_the_time(dtype, t):
+    layer = Conv2d(1, 64, 3, bias=False, time=True).to(dtype)
+    out = layer(torch.zeros(1, 1, 5, 5, dtype=dtype), t)
+    K = time_map(layer.time_weight.detach(), (5, 5), padding=(1, 1))
+    assert out.dtype == dtype
+    assert torch.equal(out, (0.3 * K.double()).float().to(dtype))
+
+
 @pytest.mark.parametrize("layer", [Conv2d(4, 4, 3), Linear(4, 4)])
 def test_without_time_there_is_no_time(layer):
     x = torch.randn(2, 4, 4, 4)
@@ -264,6 +274,21 @@ def test_dropconnect_is_drawn_once_a_solve_or_interval(gradient):
     if gradient == "adjoint":  # backwards through the same two
         assert torch.equal(halves[2][0], halves[1][0])
         assert torch.equal(halves[3][0], halves[0][0])
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
+@pytest.mark.parametrize("change", [nn.Module.eval, nn.Module.train])
+def test_a_backward_solve_drops_as_its_forward_solve_did_whatever_the_mode_is_by_then(gradient, change):
+    def found(after):
+        torch.manual_seed(0)
+        block = ODEBlock(Field(Linear(6, 6, dropconnect=0.5).double()), "rk4", steps=4, gradient=gradient)
+        block.train(change is nn.Module.eval)
+        out = block(images(c=6)[:, :, 0, 0])
+        after(block)
+        return torch.autograd.grad(out.square().sum(), tuple(block.parameters()))
+
+    for a, b in zip(found(lambda block: None), found(change), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, 2.0])
