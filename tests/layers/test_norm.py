@@ -1,6 +1,7 @@
 """Normalizations: against torch's own, the sets of their statistics, and batch norm indexed by time."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -106,6 +107,15 @@ def test_group_norm_is_neither_layer_nor_instance_norm(channels):
     out = make_norm("group", channels).double()(x)
     for name in ("layer", "instance"):
         assert (out - make_norm(name, channels).double()(x)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("make", [BatchNorm, LayerNorm, PixelNorm, InstanceNorm, lambda c, eps: GroupNorm(2, c, eps)])
+def test_epsilon_is_added_to_the_variance(make):
+    """Of values ±a, as many of each in every set: out = ±a/√(a² + ε)."""
+    signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(4, 2, 1)[:, :, :, None].double()
+    for a, eps in ((0.1, 1e-3), (2.0, 0.5)):
+        expected = signs * a / math.sqrt(a**2 + eps)
+        torch.testing.assert_close(make(4, eps=eps).double()(a * signs), expected, rtol=1e-9, atol=0)
 
 
 # --- the sets over which the statistics are taken --------------------------------------------------------------------

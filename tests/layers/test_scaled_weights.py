@@ -108,6 +108,7 @@ def test_a_batch_norm_is_folded_into_scaled_weights():
     expected = norm.eval()(layer(x))
     fold(layer, norm)
     torch.testing.assert_close(layer(x), expected)
+    assert {name for name, _ in layer.named_parameters()} == {"weight", "bias"}
 
 
 # --- variance --------------------------------------------------------------------------------------------------------

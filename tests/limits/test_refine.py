@@ -491,3 +491,31 @@ def test_an_optimizer_that_remembers_something_else_is_refused_and_nothing_chang
         assert structure(net) == held[0]
         assert same(net.state_dict(), held[1])
         assert same(optimizer.state_dict(), held[2])
+
+
+@pytest.mark.parametrize("change", [refine_, coarsen_])
+@pytest.mark.parametrize("name", ["residual", "ode, pieces"])
+def test_no_gradient_of_another_shape_or_step_is_left(name, change):
+    net = refine(net_of(**NETS[name]), 2)
+    net(images()).square().mean().backward()
+    change(net, 2)
+    block = net.stages[0][0]
+    assert all(p.grad is None for p in block.parameters())
+
+
+def test_what_an_optimizer_never_met_it_need_not_remember():
+    """A block without gradients so far has no momentum: that of which it becomes a part begins anew."""
+    net = refine(net_of(**NETS["residual"]), 2)
+    for p in net.stages[0][1].parameters():
+        p.requires_grad_(False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    net(images()).square().mean().backward()
+    optimizer.step()
+    for p in net.stages[0][1].parameters():
+        p.requires_grad_(True)
+    coarsen_(net, 2, optimizer)
+    first, second = net.stages[0][0], net.stages[0][1]
+    assert all(p not in optimizer.state for p in first.parameters())
+    assert all(optimizer.state[p]["momentum_buffer"].norm() > 0 for p in second.parameters())
+    net(images()).square().mean().backward()
+    optimizer.step()
