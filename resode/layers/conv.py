@@ -28,7 +28,6 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor, nn
 
 from resode.errors import InvalidInput, positive, probability
-from resode.layers import kernels
 from resode.layers.context import current
 from resode.layers.dropout import unit_mask
 from resode.layers.layout import is_channels_last, sum_over_batch
@@ -68,8 +67,6 @@ def add_time(out: Tensor, t: float | Tensor, K: Tensor) -> Tensor:
     """
     wide = torch.promote_types(out.dtype, torch.float32)
     if isinstance(t, Tensor):
-        if kernels.can_add_time(out, t):
-            return kernels.add_time(out, t, K)
         return torch.addcmul(out.to(wide), K.to(wide), t.to(wide)).to(out.dtype)
     if out.dtype != wide:
         K, t = t * K.to(wide), 1.0
