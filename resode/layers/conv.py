@@ -60,17 +60,11 @@ def time_map(
 
 
 def add_time(out: Tensor, t: float | Tensor, K: Tensor) -> Tensor:
-    """out + t·K, for ``out`` just made by a linear map: it is overwritten where that is possible.
-
-    In half precision t·K is taken in float32: a time rounded to the type of ``out``, as torch rounds it on a
-    CPU, would be another.
-    """
-    wide = torch.promote_types(out.dtype, torch.float32)
-    if isinstance(t, Tensor):
-        return torch.addcmul(out.to(wide), K.to(wide), t.to(wide)).to(out.dtype)
-    if out.dtype != wide:
-        K, t = t * K.to(wide), 1.0
+    """out + t·K, for ``out`` just made by a linear map: it is overwritten where that is possible."""
     K = K.to(out.dtype)
+    if isinstance(t, Tensor):
+        wide = torch.promote_types(out.dtype, torch.float32)  # a time rounded to half precision would be another
+        return torch.addcmul(out.to(wide), K.to(wide), t.to(wide)).to(out.dtype)
     # A batched K does not fit into an ``out`` without the batch; and a graph finds out by itself what to overwrite.
     if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
         return torch.add(out, K, alpha=t)
