@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from resode.blocks.solvers import Solve, State, Trial, rk_step, stage_time
 from resode.blocks.tableaux import Tableau
 from resode.errors import InvalidInput
+from resode.layers import kernels
 from resode.layers.context import DerivedInput, Draw, Field, MaskInput, Moments, SolveContext
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -359,7 +360,12 @@ def _trace(
         return [*trial.state, *error, *last, *(moment.detach() for moment in context.met)]
 
     try:
-        compiled.graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=False)(*arguments)
+        # Autograd detaches what it saves, which is no end of a gradient. Penalties are derivatives of f themselves, and
+        # are differentiated once more.
+        kept = kernels.in_graphs(arguments[0].device) if f.integrands is None else {}
+        stands_for = {torch.ops.aten.detach.default: torch.ops.aten.alias.default, **kept}
+        trace = make_fx(flat, decomposition_table=stands_for, tracing_mode="fake", _allow_non_fake_inputs=False)
+        compiled.graph = trace(*arguments)
     except InvalidInput:
         raise
     except Exception as problem:  # tracing raises whatever the branch's way to look at a value leads to

@@ -28,6 +28,7 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor, nn
 
 from resode.errors import InvalidInput, positive, probability
+from resode.layers import kernels
 from resode.layers.context import current
 from resode.layers.dropout import unit_mask
 from resode.layers.layout import is_channels_last, sum_over_batch
@@ -64,7 +65,10 @@ def add_time(out: Tensor, t: float | Tensor, K: Tensor) -> Tensor:
     K = K.to(out.dtype)
     if isinstance(t, Tensor):
         wide = torch.promote_types(out.dtype, torch.float32)  # a time rounded to half precision would be another
-        return torch.addcmul(out.to(wide), K.to(wide), t.to(wide)).to(out.dtype)
+        added = t.to(wide) * K.to(wide)
+        if kernels.can_spread(out, added):
+            added = kernels.spread(added, len(out))
+        return (out.to(wide) + added).to(out.dtype)
     # A batched K does not fit into an ``out`` without the batch; and a graph finds out by itself what to overwrite.
     if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
         return torch.add(out, K, alpha=t)

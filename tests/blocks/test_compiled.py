@@ -366,6 +366,17 @@ def test_a_deep_copy_and_a_pickle_start_without_graphs_and_are_the_same_net(grap
         assert len(graphs) == made + 1, "its own"
 
 
+@pytest.mark.parametrize("jacobian", [0.0, 0.1])
+def test_torchs_kernel_of_group_norm_stays_in_the_graph_unless_it_is_differentiated_twice(jacobian, graphs):
+    block = block_of(True, "euler", stack=Stack(norm="group"), steps=2, jacobian=jacobian)
+    with collect_penalties():
+        block(state())
+    called = {str(node.target) for node in graphs[0].graph.nodes}
+    assert ("resode.group_norm.default" in called) == (jacobian == 0.0)
+    assert ("aten.native_group_norm.default" in called) == (jacobian > 0.0)
+    assert "resode.spread.default" in called
+
+
 # --- within a model under torch.compile ------------------------------------------------------------------------------
 
 
