@@ -126,7 +126,7 @@ def _spectra(config: Config, name: str, trained: Trained) -> dict[str, Any]:
         setup = config.setup(name, config.seeds[0])
         fresh = nets.build(setup.net_config(trained.data), config.seeds[0]).to(x.device)
         # Running statistics as in training's first step: without them a batch norm would do nothing yet.
-        recalibrate(fresh, trained.data.batches("train", 512))
+        recalibrate(fresh, Batches(trained.data, "train", 512))
         found["before"] = _spectrum(config, dynamics(fresh, x[:2]), x, loss)
     return found
 

@@ -145,6 +145,9 @@ class DataSet:
 class Batches:
     """Batches of a split, in its order, that can be gone through any number of times.
 
+    A split that comes class by class, as an image folder's, is gone through in turns, one example of each class: the
+    first ones and every batch are then of all classes.
+
     Args:
         data: the set.
         split: "train", "validation" or "test".
@@ -164,12 +167,21 @@ class Batches:
         if limit is not None and limit < len(self.split):
             places = torch.arange(limit, device=self.split.labels.device) * len(self.split) // limit
             self.split = self.split.take(places)
+        if bool((self.split.labels.diff() >= 0).all()):
+            self.split = self.split.take(_in_turns(self.split.labels))
 
     def __len__(self) -> int:
         return -(-len(self.split) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.data.batches(self.split, self.batch_size)
+
+
+def _in_turns(labels: Tensor) -> Tensor:
+    """The places of ``labels`` (N,), which grow, in the order: the first of each class, the second of each, …"""
+    first = torch.searchsorted(labels, labels)  # the place where each one's class begins
+    rank = torch.arange(len(labels), device=labels.device) - first
+    return torch.argsort(rank, stable=True)
 
 
 def moments(inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ Nothing here is downloaded: the files of torchvision's sets and the image folder
 import pickle
 import urllib.request
 import warnings
+from dataclasses import replace
 from urllib.error import URLError
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from torchvision.transforms.functional import to_pil_image
 
 from resode.data import NAMES, Augment, Split, check_name, load
+from resode.data.dataset import Batches
 from resode.data.splits import hold_out, redraw_labels
 from resode.errors import InvalidInput
 
@@ -206,6 +208,23 @@ def test_batches_without_a_generator_come_in_order(digits):
     assert [len(y) for _, y in batches] == [100, 100, 100, 59]
     assert torch.equal(torch.cat([x for x, _ in batches]), digits.standardize(digits.test.inputs))
     assert torch.equal(torch.cat([y for _, y in batches]), digits.test.labels)
+
+
+@pytest.mark.parametrize("limit", [None, 100])
+def test_a_split_that_comes_class_by_class_is_gone_through_in_turns(digits, limit):
+    """Whoever looks at the first few, or batch by batch, as batch norm does, sees all classes."""
+    order = torch.argsort(digits.test.labels, stable=True)
+    sorted_ = replace(digits, test=digits.test.take(order))
+    batches = Batches(sorted_, "test", 20, limit)
+    labels = torch.cat([y for _, y in batches])
+    assert torch.equal(labels[:20], torch.arange(10).repeat(2))
+    seen = torch.cat([x for x, _ in batches]).flatten(1)
+    evenly = slice(None) if limit is None else torch.arange(limit) * len(order) // limit
+    expected = digits.standardize(sorted_.test.inputs[evenly]).flatten(1)
+    for k in range(10):  # each class in its own order
+        assert torch.equal(seen[labels == k], expected[sorted_.test.labels[evenly] == k])
+    mixed = torch.cat([y for _, y in Batches(digits, "test", 20)])
+    assert torch.equal(mixed, digits.test.labels)
 
 
 def test_a_generator_shuffles_by_randperm(digits):
