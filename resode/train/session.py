@@ -218,7 +218,9 @@ def load(path: str | Path, *, device: str = "cpu", data_dir: str | None = None) 
     run = Run.open(path)
     missing = {"net", "data", "recipe"} - set(run.config)
     if missing:
-        raise RunError(f"{run.path} holds no training (its config has no {', '.join(sorted(missing))})")
+        inside = sorted(path.parent for path in run.path.glob("trainings/*/config.json"))
+        hint = f": give one of its own trainings, {inside[0]} for one" if inside else ""
+        raise RunError(f"{run.path} holds no training (its config has no {', '.join(sorted(missing))}){hint}")
     checkpoint = run.load_checkpoint(map_location=place)
     if checkpoint is None:
         raise RunError(f"{run.path} has no checkpoint yet: let its training finish at least one epoch")

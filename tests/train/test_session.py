@@ -394,6 +394,13 @@ def test_a_run_of_something_else_is_an_error(tmp_path):
         load(tmp_path / "run")
 
 
+def test_a_run_made_of_trainings_says_where_they_are(tmp_path):
+    with Run.create(tmp_path / "demo", {}) as outer:
+        Run.create(outer.path / "trainings" / "resnet-seed-0", {}).close()
+    with pytest.raises(RunError, match=r"give one of its own trainings, .*demo/trainings/resnet-seed-0 for one"):
+        load(tmp_path / "demo")
+
+
 def test_a_run_without_a_checkpoint_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "fit", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
