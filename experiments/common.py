@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from resode.commandline import one_line_errors, read_arguments
+from resode.heap import keep_freed_memory
 from resode.runs import Run, digest, jsonable, write_atomic
 
 C = TypeVar("C")
@@ -34,6 +35,8 @@ def main(
         one = Annotated[_command(name, config), tyro.conf.subcommand(name, description=question)]
         commands = one if commands is None else commands | one
     program = f"python -m experiments.{experiment}"
+    if arguments is None and not experiment.startswith("bench_"):  # what is timed has the heap that users have
+        keep_freed_memory()
     chosen = read_arguments(commands, program, question, arguments)
     name = type(chosen).__name__
     with one_line_errors(program):

@@ -14,6 +14,7 @@ from resode.cli.limits import Limits
 from resode.cli.spectrum import Spectrum
 from resode.cli.train import Demo, Train
 from resode.commandline import one_line_errors, read_arguments
+from resode.heap import keep_freed_memory
 
 __all__ = ["main"]
 
@@ -35,7 +36,9 @@ def commands(arguments: Sequence[str]) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; what the user can mend is one line on the standard error, and a non-zero exit."""
     description = "Residual dynamics: one branch, run as a ResNet or as a neural ODE, and analysed as both."
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:  # the process is the command's own
+        keep_freed_memory()
+        arguments = sys.argv[1:]
     command = read_arguments(commands(arguments), "resode", description, arguments)
     with one_line_errors("resode"):
         command.run()
