@@ -145,8 +145,8 @@ class DataSet:
 class Batches:
     """Batches of a split, in its order, that can be gone through any number of times.
 
-    A split that comes class by class, as an image folder's, is gone through in turns, one example of each class: the
-    first ones and every batch are then of all classes.
+    A split that comes class by class, as an image folder's, is gone through with each class spread evenly over it: the
+    first ones and every batch are then of all classes, each with its share.
 
     Args:
         data: the set.
@@ -168,7 +168,7 @@ class Batches:
             places = torch.arange(limit, device=self.split.labels.device) * len(self.split) // limit
             self.split = self.split.take(places)
         if bool((self.split.labels.diff() >= 0).all()):
-            self.split = self.split.take(_in_turns(self.split.labels))
+            self.split = self.split.take(_spread(self.split.labels))
 
     def __len__(self) -> int:
         return -(-len(self.split) // self.batch_size)
@@ -177,11 +177,11 @@ class Batches:
         return self.data.batches(self.split, self.batch_size)
 
 
-def _in_turns(labels: Tensor) -> Tensor:
-    """The places of ``labels`` (N,), which grow, in the order: the first of each class, the second of each, …"""
-    first = torch.searchsorted(labels, labels)  # the place where each one's class begins
+def _spread(labels: Tensor) -> Tensor:
+    """The places of ``labels`` (N,), which grow, in the order of the share of its class that each one ends."""
+    first, end = torch.searchsorted(labels, labels), torch.searchsorted(labels, labels, right=True)
     rank = torch.arange(len(labels), device=labels.device) - first
-    return torch.argsort(rank, stable=True)
+    return torch.argsort((rank + 1) / (end - first), stable=True)
 
 
 def moments(inputs: Tensor) -> tuple[Tensor, Tensor]:

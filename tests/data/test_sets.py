@@ -211,9 +211,9 @@ def test_batches_without_a_generator_come_in_order(digits):
 
 
 @pytest.mark.parametrize("limit", [None, 100])
-def test_a_split_that_comes_class_by_class_is_gone_through_in_turns(digits, limit):
+def test_equal_classes_of_a_split_that_comes_class_by_class_are_gone_through_in_turns(digits, limit):
     """Whoever looks at the first few, or batch by batch, as batch norm does, sees all classes."""
-    order = torch.argsort(digits.test.labels, stable=True)
+    order = torch.cat([torch.nonzero(digits.test.labels == k).flatten()[:30] for k in range(10)])
     sorted_ = replace(digits, test=digits.test.take(order))
     batches = Batches(sorted_, "test", 20, limit)
     labels = torch.cat([y for _, y in batches])
@@ -225,6 +225,13 @@ def test_a_split_that_comes_class_by_class_is_gone_through_in_turns(digits, limi
         assert torch.equal(seen[labels == k], expected[sorted_.test.labels[evenly] == k])
     mixed = torch.cat([y for _, y in Batches(digits, "test", 20)])
     assert torch.equal(mixed, digits.test.labels)
+
+
+def test_unequal_classes_have_their_shares_of_every_batch(digits):
+    zeros, ones = (torch.nonzero(digits.test.labels == k).flatten() for k in (0, 1))
+    unequal = replace(digits, test=digits.test.take(torch.cat([zeros[:30], ones[:10]])))
+    for _, y in Batches(unequal, "test", 8):
+        assert y.sum() == 2
 
 
 def test_a_generator_shuffles_by_randperm(digits):
