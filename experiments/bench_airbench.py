@@ -240,8 +240,7 @@ def _turn(config: Config, data: DataSet, name: str, seed: int, warmup: bool = Fa
     model = nets.build(setup.net_config(data), recipe.seed).to(device)
     _wait(device)
     begin = time.perf_counter()
-    compile = config.compile_mode if config.compile else False
-    fit(model, some, recipe, augment=setup.stack.augment, compile=compile)
+    fit(model, some, recipe, augment=setup.stack.augment, compile=setup.architecture.compiled)
     right = evaluate(model, data.batches("test", EVALUATION_BATCH), mirrored=recipe.mirrored).accuracy
     _wait(device)
     return {"accuracy": right, "seconds": time.perf_counter() - begin, "parameters": parameter_count(model)}

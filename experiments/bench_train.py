@@ -129,7 +129,7 @@ class Config:
             net=NetConfig(net=net, depth=self.depth, width=self.width, size=size, **solve),
             recipe=recipe,
             steps=self.steps,
-            compile=self.compile_mode if self.compile else None,
+            compile=self.compile and self.compile_mode,
             device=self.device,
         )
 

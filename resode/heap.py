@@ -13,10 +13,9 @@ def keep_freed_memory() -> bool:
     """Let this process keep what it frees, for its next tensors; whether that is so now.
 
     A training frees its activations at each step and asks for as much at the next. glibc gives large blocks back to the
-    system in between, and the system hands out each page anew, filled with zeros, when it is touched: a step of
-    ResNet-20 on 512 images of 32×32 takes 1.4 times as long for it in float32, and 1.15 times in bfloat16 (2 cores; on
-    128 images up to 1.15). What is kept is no more than was in use at once, nor than 2 GiB; blocks of more than 32 MiB
-    are given back all the same.
+    system in between, and the system hands out each page anew, filled with zeros, when it is touched; with
+    large batches that is a good part of a step. What is kept is no more than was in use at once, nor than 2 GiB, and
+    blocks of more than 32 MiB are given back all the same.
 
     Nothing is done where the C library is another, nor where the environment sets its heap (``MALLOC_…_``,
     ``GLIBC_TUNABLES``), as a user's word counts for more. See mallopt(3).

@@ -66,14 +66,14 @@ class Subject:
         net: the net; "pad" is its shortcut.
         recipe: precision, layout, batch size, seed, and SGD's settings; of one epoch.
         steps: of a turn: the training split has so many batches.
-        compile: the mode in which torch.compile compiles the nets; None: they are not compiled.
+        compile: the mode in which torch.compile compiles the nets; False: they are not compiled.
         device: where the nets and, but for the DataLoader loop, the images are.
     """
 
     net: NetConfig
     recipe: Recipe
     steps: int
-    compile: str | None
+    compile: bool | str
     device: str
 
     @cached_property
@@ -136,7 +136,7 @@ def fitted(subject: Subject) -> Contender:
     model, data, recipe = subject.built(), subject.data, subject.recipe
 
     def turn() -> float:
-        return fit(model, data, recipe, augment=AUGMENT, compile=subject.compile or False)[-1]["train_loss"]
+        return fit(model, data, recipe, augment=AUGMENT, compile=subject.compile)[-1]["train_loss"]
 
     return Contender(FIT, model, turn)
 

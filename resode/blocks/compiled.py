@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from resode.blocks.solvers import Solve, State, Trial, rk_step, stage_time
@@ -110,7 +109,7 @@ class Compiler:
         ends: tuple[float, float],
         states: tuple[State, State | None, State | None],
     ) -> Trial:
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        if kernels.transformed():
             return make(f, *ends, *states)
         known = self.held.get((self.mode, kind, self._signature(f, states)))
         if known is not None:

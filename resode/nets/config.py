@@ -101,6 +101,11 @@ class Architecture:
     jacobian: float = 0.0
     steer: float = 0.0
 
+    @property
+    def compiled(self) -> bool | str:
+        """The mode of torch.compile that is asked for, or False."""
+        return self.compile and self.compile_mode
+
     def __post_init__(self) -> None:
         choose(self.net, NETS, "net")
         choose(self.kind, KINDS, "branch kind")

@@ -143,7 +143,7 @@ class _Stage:
             config.rtol,
             config.atol,
             gradient=config.gradient,
-            compile=config.compile_mode if config.compile else False,
+            compile=config.compiled,
             mask_intervals=config.mask_intervals,
             max_steps=config.max_steps,
             extra_channels=config.extra_channels,

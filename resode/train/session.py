@@ -136,7 +136,7 @@ def _train(setup: Setup, path: str | Path, place: torch.device, progress: bool) 
             recipe,
             augment=setup.stack.augment,
             run=run,
-            compile=setup.architecture.compile_mode if setup.architecture.compile else False,
+            compile=setup.architecture.compiled,
             progress=progress,
         )
         splits = [name for name in ("train", "validation", "test") if len(getattr(dataset, name))]
